@@ -1,0 +1,159 @@
+// The masked linear kernels for a batch of up to eight: the weight is read once, with its bits, and never
+// unpacked.
+#pragma once
+
+#include "scratch.h"
+#include "simd.h"
+
+namespace sparseprune {
+namespace {
+
+constexpr int64_t kStreamBatch = 8;
+// Below this density single slots are visited, above it whole vectors are.
+constexpr int64_t kSlotsInverseDensity = 16;
+
+inline bool visit_slots(const int32_t* words, int64_t rows, int64_t row_words, int64_t slots) {
+  int64_t kept = 0;
+  for (int64_t word = 0; word < rows * row_words; ++word)
+    kept += __builtin_popcountll(load_bits(words, word));
+  return kept * kSlotsInverseDensity < slots;
+}
+
+template <class T>
+inline Vec<T> select(Vec<T> vector, uint64_t bits) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_mov_ps(static_cast<__mmask16>(bits), (__m512)vector);
+  } else {
+    return (Vec<T>)_mm512_maskz_mov_pd(static_cast<__mmask8>(bits), (__m512d)vector);
+  }
+#else
+  return (Vec<T>)((Vec<Int<T> >)vector & expand_bits<T>(bits));
+#endif
+}
+
+// The 64 values under a word, padded where the row ends before; `padded` holds 64 values.
+template <class T>
+inline const T* padded_word(const T* values, int64_t valid, T* padded) {
+  if (valid >= 64) return values;
+  std::memset(padded, 0, 64 * sizeof(T));
+  std::memcpy(padded, values, static_cast<size_t>(valid) * sizeof(T));
+  return padded;
+}
+
+// y[n][row] for NB samples; x: [NB][row_words * 64], zero-padded.
+template <class T, int NB>
+inline void stream_row(const T* weight, const int32_t* words, int64_t cols, const T* x, T* sums) {
+  constexpr int A = NB >= 4 ? 1 : 4 / NB;  // at least four accumulators in flight
+  const int64_t row_words = ceil_div(cols, 64), stride = 64 * row_words;
+  Vec<T> acc[A][NB] = {};
+  T padded[64];
+  for (int64_t word = 0; word < row_words; ++word) {
+    const uint64_t bits = load_bits(words, word);
+    if (bits == 0) continue;
+    const T* values = padded_word(weight + 64 * word, cols - 64 * word, padded);
+    for (int i = 0; i < 64 / kLanes<T>; ++i) {
+      const Vec<T> w = load_selected(values + i * kLanes<T>, bits >> (i * kLanes<T>));
+      for (int n = 0; n < NB; ++n) acc[i % A][n] += w * load(x + n * stride + 64 * word + i * kLanes<T>);
+    }
+  }
+  for (int n = 0; n < NB; ++n) {
+    for (int a = 1; a < A; ++a) acc[0][n] += acc[a][n];
+    sums[n] = sum_lanes<T>(acc[0][n]);
+  }
+}
+
+// The same by single slots; x: [cols][NB].
+template <class T, int NB>
+inline void stream_row_slots(const T* weight, const int32_t* words, int64_t cols, const T* x, T* sums) {
+  T acc[2][NB] = {};
+  for (int64_t word = 0; word < ceil_div(cols, 64); ++word) {
+    for (uint64_t bits = load_bits(words, word); bits != 0; bits &= bits - 1) {
+      const int64_t column = 64 * word + __builtin_ctzll(bits);
+      for (int n = 0; n < NB; ++n) acc[word & 1][n] += weight[column] * x[column * NB + n];
+    }
+  }
+  for (int n = 0; n < NB; ++n) sums[n] = acc[0][n] + acc[1][n];
+}
+
+// Columns [64 * first, 64 * last) of dx for NB samples, from all rows; g: [rows][NB], dx: [NB][64 * (last -
+// first)].
+template <class T, int NB>
+inline void stream_columns(const T* weight, const int32_t* words, int64_t rows, int64_t cols, int64_t first,
+                           int64_t last, const T* g, T* dx) {
+  constexpr int R = 4;  // rows at a time, so that dx is read and written once for four FMAs
+  const int64_t row_words = ceil_div(cols, 64), stride = 64 * (last - first);
+  T padded[R][64];
+  for (int64_t row = 0; row < rows; row += R) {
+    const int64_t valid_rows = min_of(R, rows - row);
+    for (int64_t word = first; word < last; ++word) {
+      uint64_t bits[R] = {}, any = 0;
+      const T* values[R] = {padded[0], padded[0], padded[0], padded[0]};
+      for (int64_t r = 0; r < valid_rows; ++r) {
+        bits[r] = load_bits(words, (row + r) * row_words + word);
+        any |= bits[r];
+        values[r] = padded_word(weight + (row + r) * cols + 64 * word, cols - 64 * word, padded[r]);
+      }
+      if (any == 0) continue;
+      for (int i = 0; i < 64; i += kLanes<T>) {
+        Vec<T> w[R];
+        for (int r = 0; r < R; ++r) w[r] = load_selected(values[r] + i, bits[r] >> i);
+        for (int n = 0; n < NB; ++n) {
+          T* to = dx + n * stride + 64 * (word - first) + i;
+          Vec<T> acc = load(to);
+          for (int r = 0; r < R; ++r) acc += w[r] * splat(g[(row + r) * NB + n]);
+          store(to, acc);
+        }
+      }
+    }
+  }
+}
+
+// The same by single slots; dx: [64 * (last - first)][NB].
+template <class T, int NB>
+inline void stream_columns_slots(const T* weight, const int32_t* words, int64_t rows, int64_t cols,
+                                 int64_t first, int64_t last, const T* g, T* dx) {
+  const int64_t row_words = ceil_div(cols, 64);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t word = first; word < last; ++word) {
+      for (uint64_t bits = load_bits(words, row * row_words + word); bits != 0; bits &= bits - 1) {
+        const int64_t column = 64 * word + __builtin_ctzll(bits);
+        const T w = weight[row * cols + column];
+        for (int n = 0; n < NB; ++n) dx[(column - 64 * first) * NB + n] += w * g[row * NB + n];
+      }
+    }
+  }
+}
+
+// One row of dW; g: [NB], x: [NB][row_words * 64].
+template <class T, int NB>
+inline void stream_outer(const T* g, const T* x, const int32_t* words, int64_t cols, T* weight_grad) {
+  const int64_t row_words = ceil_div(cols, 64), stride = 64 * row_words;
+  for (int64_t word = 0; word < row_words; ++word) {
+    const uint64_t bits = load_bits(words, word);
+    const int64_t valid = min_of(64, cols - 64 * word);
+    T padded[64];
+    T* out = valid < 64 ? padded : weight_grad + 64 * word;
+    for (int i = 0; i < 64; i += kLanes<T>) {
+      Vec<T> acc{};
+      if ((bits >> i & low_bits(kLanes<T>)) != 0) {
+        for (int n = 0; n < NB; ++n) acc += splat(g[n]) * load(x + n * stride + 64 * word + i);
+      }
+      store(out + i, select<T>(acc, bits >> i));
+    }
+    if (valid < 64) std::memcpy(weight_grad + 64 * word, padded, static_cast<size_t>(valid) * sizeof(T));
+  }
+}
+
+// f(std::integral_constant<int, NB>) with the smallest NB that holds `batch` <= 8 samples; the missing ones
+// are zeros.
+template <class F>
+inline void with_batch(int64_t batch, const F& f) {
+  if (batch <= 1) return f(std::integral_constant<int, 1>{});
+  if (batch <= 2) return f(std::integral_constant<int, 2>{});
+  if (batch <= 4) return f(std::integral_constant<int, 4>{});
+  f(std::integral_constant<int, 8>{});
+}
+
+}  // namespace
+}  // namespace sparseprune

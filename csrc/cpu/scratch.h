@@ -1,0 +1,35 @@
+// Memory for one call of a kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sparseprune {
+
+// 64-byte aligned, uninitialised; throws std::bad_alloc. Large blocks ask for huge pages: a fresh block of
+// 100 MB costs 25,000 page faults in small ones, more than the arithmetic that it serves.
+void* allocate_scratch(size_t bytes);
+void free_scratch(void* block);
+
+namespace {
+
+template <class T>
+class Scratch {
+ public:
+  Scratch() = default;
+  explicit Scratch(int64_t count) { allocate(count); }
+  ~Scratch() { free_scratch(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void allocate(int64_t count) {
+    data_ = static_cast<T*>(allocate_scratch(static_cast<size_t>(count) * sizeof(T)));
+  }
+  T* get() { return data_; }
+  T& operator[](int64_t i) { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+}  // namespace
+}  // namespace sparseprune

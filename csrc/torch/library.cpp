@@ -1,0 +1,22 @@
+// The schemas of every native op, in one place. The CPU and CUDA libraries register kernels for their
+// dispatch keys.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sparseprune_native, m) {
+  m.def("pack_mask(Tensor mask) -> Tensor");
+  m.def("unpack_mask(Tensor words, int cols) -> Tensor");
+  m.def("count_mask(Tensor words) -> Tensor");
+  m.def("topk_mask(Tensor[] scores, Tensor[] candidates, int k) -> Tensor[]");
+  m.def("masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor");
+  m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor words) -> Tensor");
+  m.def("masked_linear_weight_grad(Tensor grad, Tensor x, Tensor words) -> Tensor");
+  m.def(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor words, Tensor? bias, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_input_grad(Tensor grad, Tensor weight, Tensor words, int[] input_size, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "masked_conv2d_weight_grad(Tensor grad, Tensor x, Tensor words, int[] weight_size, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
+}
