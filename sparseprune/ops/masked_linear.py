@@ -1,0 +1,199 @@
+"""Linear layer with a masked weight: y = x (W . m)^T + b.
+
+Its three products are closed under differentiation, so each gradient is written with the other two and the op can be
+differentiated any number of times (GraSP and Hessian-vector products need two):
+
+    forward      y  = x (W . m)^T + b
+    input grad   dx = g (W . m)
+    weight grad  dW = (g^T x) . m
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from . import backends
+from .bitmask import BitMask, packed
+from .mask_bits import unpack_reference
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    mask: BitMask | Tensor,
+    bias: Tensor | None = None,
+    *,
+    backend: str = backends.DEFAULT,
+) -> Tensor:
+    """y = x (W . m)^T + b, where pruned entries of W are never read.
+
+    NaN or inf in a pruned slot reaches neither the result nor a gradient, and the gradient of W is exactly zero there.
+
+    Args:
+        x: (..., in), a floating dtype, contiguous or not.
+        weight: (out, in), of x's dtype and device.
+        mask: a BitMask or bool tensor of weight's shape, or its packed int32 words.
+        bias: (out,) or None.
+        backend: "auto", "native", "triton" or "reference".
+
+    Returns:
+        (..., out).
+
+    Raises:
+        TypeError: an argument is of the wrong type or the dtypes differ.
+        ValueError: shapes or devices do not fit, or the named backend refuses.
+    """
+    x, weight, bias = backends.autocast(x, weight, bias)
+    words = _check(x, weight, mask, bias)
+    y = _MaskedLinear.apply(x.reshape(-1, weight.shape[1]), weight, words, bias, backend)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | None) -> Tensor:
+    if weight.dim() != 2:
+        raise ValueError(f"weight must have shape (out, in), got {tuple(weight.shape)}")
+    if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"x must have shape (..., {weight.shape[1]}), got {tuple(x.shape)}")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    check_operands(x, weight, bias)
+    return packed(mask, weight)
+
+
+def check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """One floating dtype and one device for x, weight and bias, or a TypeError / ValueError that says which."""
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
+    for name, tensor in {"weight": weight, "bias": bias}.items():
+        if tensor is not None and tensor.dtype != x.dtype:
+            raise TypeError(f"{name} must have x's dtype {x.dtype}, got {tensor.dtype}")
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
+
+
+def masked(weight: Tensor, words: Tensor) -> Tensor:
+    """W . m by selection: multiplying would let NaN and inf of pruned slots through."""
+    columns = weight[0].numel() if weight.shape[0] else 0
+    keep = unpack_reference(words, columns) if columns else weight.new_empty(0, dtype=torch.bool)
+    return torch.where(keep.reshape(weight.shape), weight, 0)
+
+
+def forward_reference(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, masked(weight, words), bias)
+
+
+def input_grad_reference(grad: Tensor, weight: Tensor, words: Tensor) -> Tensor:
+    return grad @ masked(weight, words)
+
+
+def weight_grad_reference(grad: Tensor, x: Tensor, words: Tensor) -> Tensor:
+    return masked(grad.t() @ x, words)
+
+
+FORWARD = {
+    "native": backends.native("masked_linear"),
+    "triton": backends.triton("masked_linear", "masked_linear"),
+    "reference": backends.reference(forward_reference),
+}
+INPUT_GRAD = {
+    "native": backends.native("masked_linear_input_grad"),
+    "triton": backends.triton("masked_linear", "masked_linear_input_grad"),
+    "reference": backends.reference(input_grad_reference),
+}
+WEIGHT_GRAD = {
+    "native": backends.native("masked_linear_weight_grad"),
+    "triton": backends.triton("masked_linear", "masked_linear_weight_grad"),
+    "reference": backends.reference(weight_grad_reference),
+}
+
+_forward = backends.register(
+    "masked_linear",
+    "(Tensor x, Tensor weight, Tensor words, Tensor? bias, str backend) -> Tensor",
+    FORWARD,
+    lambda x, weight, words, bias: x.new_empty(x.shape[0], weight.shape[0]),
+)
+_input_grad = backends.register(
+    "masked_linear_input_grad",
+    "(Tensor grad, Tensor weight, Tensor words, str backend) -> Tensor",
+    INPUT_GRAD,
+    lambda grad, weight, words: grad.new_empty(grad.shape[0], weight.shape[1]),
+)
+_weight_grad = backends.register(
+    "masked_linear_weight_grad",
+    "(Tensor grad, Tensor x, Tensor words, str backend) -> Tensor",
+    WEIGHT_GRAD,
+    lambda grad, x, words: x.new_empty(grad.shape[1], x.shape[1]),
+)
+
+
+class _MaskedLinear(Function):
+    @staticmethod
+    def forward(x, weight, words, bias, backend):
+        return _forward(x, weight, words, bias, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, words, _, ctx.backend = inputs
+        ctx.save_for_backward(x, weight, words)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx = _InputGrad.apply(grad, weight, words, ctx.backend) if needs[0] else None
+        dw = _WeightGrad.apply(grad, x, words, ctx.backend) if needs[1] else None
+        db = grad.sum(0) if needs[3] else None
+        return dx, dw, None, db, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_MaskedLinear, info, in_dims, *args)
+
+
+class _InputGrad(Function):
+    @staticmethod
+    def forward(grad, weight, words, backend):
+        return _input_grad(grad, weight, words, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, weight, words, ctx.backend = inputs
+        ctx.save_for_backward(grad, weight, words)
+
+    @staticmethod
+    def backward(ctx, grad_dx):
+        grad, weight, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = _MaskedLinear.apply(grad_dx, weight, words, None, ctx.backend) if needs[0] else None
+        dw = _WeightGrad.apply(grad, grad_dx, words, ctx.backend) if needs[1] else None
+        return dgrad, dw, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
+
+
+class _WeightGrad(Function):
+    @staticmethod
+    def forward(grad, x, words, backend):
+        return _weight_grad(grad, x, words, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, x, words, ctx.backend = inputs
+        ctx.save_for_backward(grad, x, words)
+
+    @staticmethod
+    def backward(ctx, grad_dw):
+        grad, x, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = _MaskedLinear.apply(x, grad_dw, words, None, ctx.backend) if needs[0] else None
+        dx = _InputGrad.apply(grad, grad_dw, words, ctx.backend) if needs[1] else None
+        return dgrad, dx, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_loop(_WeightGrad, info, in_dims, *args)

@@ -1,0 +1,251 @@
+"""The table behind the contract tests: every op, its backends, and the inputs that have broken kernels before."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparseprune.ops import mask_bits, masked_conv2d, masked_linear, topk_mask
+from sparseprune.ops.bitmask import as_rows
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+ISA_VARIABLE = "SPARSEPRUNE_CPU_ISA"
+
+
+def isa_levels() -> list[str]:
+    """The SIMD levels that this build has and this machine can run; none without the compiled libraries."""
+    try:
+        from sparseprune import _C
+    except ImportError:
+        return []
+    info = _C.build_info()
+    return info["simd_levels"][: info["simd_levels"].index(info["simd_level"]) + 1]  # they ascend
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way to run an op in a test: a backend's name and, for native code on a CPU, a forced SIMD level."""
+
+    name: str
+    isa: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.isa}" if self.isa else self.name
+
+    @contextmanager
+    def forced(self) -> Iterator[None]:
+        before = os.environ.get(ISA_VARIABLE)
+        if self.isa:
+            os.environ[ISA_VARIABLE] = self.isa
+        try:
+            yield
+        finally:
+            if self.isa:
+                os.environ.pop(ISA_VARIABLE)
+            if before is not None:
+                os.environ[ISA_VARIABLE] = before
+
+
+def backends(implementations: Mapping[str, Any]) -> list[Backend]:
+    """Every backend of a dictionary, native code at each SIMD level. The reference is the oracle, not a case."""
+    found = []
+    for name in implementations:
+        if name == "native" and isa_levels():
+            found += [Backend(name, isa) for isa in isa_levels()]
+        elif name != "reference":
+            found.append(Backend(name))
+    return found
+
+
+@dataclass(frozen=True)
+class Op:
+    """A registered op with the inputs it is tested on; ``inputs`` maps a case to ``(dtype, device) -> arguments``."""
+
+    name: str
+    run: Callable[..., Any]
+    implementations: Mapping[str, Any]
+    inputs: Mapping[str, Callable[[torch.dtype, str], list[Any]]]
+    exact: bool = False
+
+
+def weight_and_words(shape: tuple[int, ...], density: float, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
+    """A weight with NaN and inf planted in its pruned slots, and the packed words of its mask."""
+    keep = torch.rand(shape, device=device) < density
+    poison = torch.where(torch.rand(shape, device=device) < 0.5, float("nan"), float("inf"))
+    weight = torch.where(keep, torch.randn(shape, device=device), poison).to(dtype)
+    return weight, mask_bits.pack_reference(keep.reshape(as_rows(shape)))
+
+
+# name -> (batch, in, out, density). Batches around 8 and 16 straddle the kernels' small-batch paths, columns the
+# 32- and 64-bit words of a row.
+LINEAR = {
+    "small": (3, 5, 4, 0.5),
+    "prime": (13, 67, 31, 0.3),
+    "words": (9, 64, 33, 0.2),
+    "one row": (8, 33, 1, 0.5),
+    "one column": (4, 1, 7, 0.5),
+    "one by one": (1, 1, 1, 1.0),
+    "vector": (1, 129, 19, 0.4),
+    "panel": (70, 40, 18, 0.1),
+    "empty batch": (0, 6, 5, 0.5),
+    "no output": (3, 6, 0, 0.5),
+    "no input": (3, 0, 5, 0.5),
+    "all kept": (5, 37, 12, 1.0),
+    "all pruned": (5, 37, 12, 0.0),
+}
+
+# name -> (batch, in, out, size, kernel, stride, padding, dilation, groups, density)
+CONV = {
+    "3x3": (2, 3, 5, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.4),
+    "1x1": (2, 9, 7, (5, 5), (1, 1), (1, 1), (0, 0), (1, 1), 1, 0.3),
+    "1x1 stride 2": (1, 4, 6, (5, 7), (1, 1), (2, 2), (0, 0), (1, 1), 1, 0.5),
+    "stem": (1, 3, 4, (15, 13), (7, 7), (2, 2), (3, 3), (1, 1), 1, 0.2),
+    "dilated": (1, 2, 3, (9, 8), (3, 2), (1, 2), (2, 0), (2, 3), 1, 0.5),
+    "groups": (2, 6, 4, (5, 4), (3, 3), (2, 1), (1, 0), (1, 1), 2, 0.5),
+    "depthwise": (1, 5, 5, (4, 6), (3, 3), (1, 1), (1, 1), (1, 1), 5, 0.6),
+    "one position": (3, 40, 5, (2, 2), (2, 2), (2, 2), (0, 0), (1, 1), 1, 0.3),
+    "wide": (1, 2, 3, (3, 70), (1, 3), (1, 1), (0, 1), (1, 1), 1, 0.5),
+    "empty batch": (0, 3, 4, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.5),
+    "all kept": (1, 4, 3, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 1, 1.0),
+    "all pruned": (1, 4, 3, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.0),
+}
+
+
+def linear_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]:
+    batch, n_in, n_out, density = LINEAR[case]
+
+    def make(dtype: torch.dtype, device: str) -> list[Any]:
+        weight, words = weight_and_words((n_out, n_in), density, dtype, device)
+        x = torch.randn(batch, n_in, device=device).to(dtype)
+        grad = torch.randn(batch, n_out, device=device).to(dtype)
+        if kind == "forward":
+            bias = torch.randn(n_out, device=device).to(dtype) if case != "small" else None
+            return [x, weight, words, bias]
+        return [grad, weight, words] if kind == "input_grad" else [grad, x, words]
+
+    return make
+
+
+def conv_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]:
+    batch, n_in, n_out, size, kernel, stride, padding, dilation, groups, density = CONV[case]
+    geometry = [list(stride), list(padding), list(dilation), groups]
+    out = masked_conv2d._output_size(size, kernel, stride, padding, dilation)
+
+    def make(dtype: torch.dtype, device: str) -> list[Any]:
+        weight, words = weight_and_words((n_out, n_in // groups, *kernel), density, dtype, device)
+        x = torch.randn(batch, n_in, *size, device=device).to(dtype)
+        grad = torch.randn(batch, n_out, *out, device=device).to(dtype)
+        if kind == "forward":
+            bias = torch.randn(n_out, device=device).to(dtype) if case != "3x3" else None
+            return [x, weight, words, bias, *geometry]
+        if kind == "input_grad":
+            return [grad, weight, words, list(x.shape), *geometry]
+        return [grad, x, words, list(weight.shape), *geometry]
+
+    return make
+
+
+def mask_inputs(kind: str, shape: tuple[int, int], density: float) -> Callable[[torch.dtype, str], list[Any]]:
+    def make(_: torch.dtype, device: str) -> list[Any]:
+        keep = torch.rand(shape, device=device) < density
+        words = mask_bits.pack_reference(keep)
+        return {"pack": [keep], "unpack": [words, shape[1]], "count": [words]}[kind]
+
+    return make
+
+
+MASKS = {
+    "small": ((3, 5), 0.5),
+    "words": ((4, 64), 0.5),
+    "ragged": ((7, 97), 0.3),
+    "one row": ((1, 333), 0.5),
+    "one column": ((9, 1), 0.5),
+    "no rows": ((0, 40), 0.5),
+    "no columns": ((6, 0), 0.5),
+    "all kept": ((5, 65), 1.0),
+    "all pruned": ((5, 65), 0.0),
+}
+
+
+def score_cases() -> dict[str, list[Tensor]]:
+    """Score tensors that have broken selections: ties, zeros, infinities, signed zeros, denormals, odd shapes."""
+    r = torch.Generator().manual_seed(1)
+    normal = [torch.randn(s, generator=r) for s in ((7, 13), (64,), (3, 5, 2, 2), ())]
+    infinite = torch.randn(40, generator=r)
+    infinite[::7], infinite[3::11] = float("inf"), float("-inf")
+    return {
+        "normal": normal,
+        "one tensor": [torch.randn(97, generator=r)],
+        "large": [torch.randn(150, 211, generator=r), torch.rand(1013, generator=r)],
+        "equal": [torch.full((5, 9), 0.25), torch.full((33,), 0.25)],
+        "two values": [torch.randint(0, 2, (41, 3), generator=r).float(), torch.ones(2, 2)],
+        "mostly zeros": [torch.relu(torch.randn(50, 60, generator=r) - 2), torch.zeros(70)],
+        "signed zeros": [torch.tensor([0.0, -0.0, 0.0, -0.0, 1e-45, -1e-45, 1.0, -1.0])],
+        "infinities": [infinite, torch.tensor([float("-inf")] * 5)],
+        "denormals": [torch.randn(64, generator=r) * 1e-40],
+        "sorted": [torch.arange(300.0), torch.arange(300.0, 0, -1)],
+        "one bin": [1.0 + torch.rand(500, generator=r) * 1e-6],
+        "empty tensors": [torch.zeros(0, 4), torch.randn(6, generator=r), torch.zeros(3, 0)],
+        "one element": [torch.tensor([2.0])],
+        "nothing": [torch.zeros(0)],
+    }
+
+
+def topk_inputs(case: str, share: float, competing: float) -> Callable[[torch.dtype, str], list[Any]]:
+    def make(dtype: torch.dtype, device: str) -> list[Any]:
+        scores = [s.to(dtype).reshape(as_rows(s.shape)).to(device) for s in score_cases()[case]]
+        candidates, total = [], sum(s.numel() for s in scores)
+        if competing < 1:
+            masks = [torch.rand(s.shape) < competing for s in scores]
+            scores = [torch.where(m.to(device), s, float("nan")) for s, m in zip(scores, masks, strict=True)]
+            candidates = [mask_bits.pack_reference(m).to(device) for m in masks]
+            total = sum(int(m.sum()) for m in masks)
+        return [scores, candidates, round(share * total)]
+
+    return make
+
+
+def _products(module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any]) -> list[Op]:
+    """The three ops of a layer: forward, input gradient, weight gradient."""
+    kinds = {
+        "forward": (name, module._forward, module.FORWARD),
+        "input_grad": (f"{name}_input_grad", module._input_grad, module.INPUT_GRAD),
+        "weight_grad": (f"{name}_weight_grad", module._weight_grad, module.WEIGHT_GRAD),
+    }
+    return [
+        Op(op, run, table, {case: inputs(kind, case) for case in cases}) for kind, (op, run, table) in kinds.items()
+    ]
+
+
+def _mask_ops() -> list[Op]:
+    kinds = {
+        "pack": (mask_bits._pack, mask_bits.PACK),
+        "unpack": (mask_bits._unpack, mask_bits.UNPACK),
+        "count": (mask_bits._count, mask_bits.COUNT),
+    }
+    return [
+        Op(f"{kind}_mask", run, table, {case: mask_inputs(kind, *how) for case, how in MASKS.items()}, exact=True)
+        for kind, (run, table) in kinds.items()
+    ]
+
+
+def _topk_op() -> Op:
+    inputs = {}
+    for case in score_cases():
+        for share in (0.0, 0.3, 1.0):
+            inputs[f"{case}, {share:.0%}"] = topk_inputs(case, share, 1.0)
+        inputs[f"{case}, 40% of half"] = topk_inputs(case, 0.4, 0.5)
+    return Op("topk_mask", topk_mask._topk_mask, topk_mask.IMPLEMENTATIONS, inputs, exact=True)
+
+
+LAYERS = [
+    *_products(masked_linear, "masked_linear", LINEAR, linear_inputs),
+    *_products(masked_conv2d, "masked_conv2d", CONV, conv_inputs),
+]
+OPS = [*_mask_ops(), _topk_op(), *LAYERS]
