@@ -1,0 +1,53 @@
+# make prune   set everything up from nothing, then prune a ResNet-50 and a LeNet and train the LeNet
+# make test    set everything up from nothing, then run the tests
+# The others: make setup | lint | wheel-test | bench | clean.  PYTHON=python3.12 and VENV=folder choose where.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sparseprune/*.h csrc/include/sparseprune/*/*.h)
+
+.PHONY: setup prune test wheel-test lint bench clean
+
+setup: $(INSTALLED)
+
+# torch first and no build isolation: the libraries are compiled against the torch that will run them, and
+# nothing is downloaded twice.
+$(INSTALLED): $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0" "setuptools>=77" wheel "pybind11>=2.13" ninja
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+prune: setup
+	$(BIN)/sparseprune prune resnet50 --criterion synflow --density 0.01 --steps 100 --input 3x224x224 --out runs/resnet50-synflow
+	$(BIN)/sparseprune prune lenet_300_100 --criterion snip --sparsity 0.95 --data digits --out runs/lenet-snip
+	$(BIN)/sparseprune train lenet_300_100 --masks runs/lenet-snip/masks.safetensors --data digits --epochs 40 --out runs/lenet-snip
+	$(BIN)/sparseprune report runs/resnet50-synflow --out runs/resnet50-synflow/report.png
+	$(BIN)/sparseprune report runs/lenet-snip --out runs/lenet-snip/report.png
+
+test: setup
+	$(BIN)/python -m pytest tests
+
+# The wheel as a stranger gets it: built, installed into a fresh environment, tested from another folder.
+wheel-test: setup
+	rm -rf build/wheel build/wheel-venv
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel-venv
+	build/wheel-venv/bin/python -m pip install --quiet "torch==2.13.0"
+	build/wheel-venv/bin/python -m pip install --quiet build/wheel/*.whl pytest hypothesis
+	cd / && $(CURDIR)/build/wheel-venv/bin/python -m pytest -q -p no:cacheprovider --rootdir $(CURDIR)/tests \
+	    -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops/test_topk_mask.py $(CURDIR)/tests/test_pruning.py
+	cd / && $(CURDIR)/build/wheel-venv/bin/sparseprune info
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+bench: setup
+	OMP_PROC_BIND=close OMP_PLACES=cores $(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf $(VENV) build dist runs sparseprune/lib *.egg-info
+	rm -f sparseprune/_C*.so

@@ -1,0 +1,38 @@
+"""Prune large neural networks at the speed of the hardware.
+
+>>> import sparseprune as sp
+>>> masks = sp.prune(torch.nn.Linear(64, 10), sp.Magnitude(), sparsity=0.9)
+>>> masks.count()
+64
+"""
+
+from importlib.metadata import version as _version
+
+from . import data as data
+from . import models as models
+from .allocation import erk as erk
+from .allocation import uniform as uniform
+from .criteria import SNIP as SNIP
+from .criteria import GraSP as GraSP
+from .criteria import Magnitude as Magnitude
+from .criteria import Random as Random
+from .criteria import SynFlow as SynFlow
+from .masks import BitMask as BitMask
+from .masks import Masks as Masks
+from .nn import SparseConv2d as SparseConv2d
+from .nn import SparseLinear as SparseLinear
+from .nn import densify as densify
+from .nn import sparsify as sparsify
+from .ops.masked_conv2d import masked_conv2d as masked_conv2d
+from .ops.masked_linear import masked_linear as masked_linear
+from .ops.topk_mask import topk_mask as topk_mask
+from .patterns import Global as Global
+from .patterns import LayerWise as LayerWise
+from .pruning import prune as prune
+from .schedules import cubic as cubic
+from .schedules import exponential as exponential
+from .schedules import linear as linear
+from .schedules import one_shot as one_shot
+from .summary import summarize as summarize
+
+__version__ = _version("sparseprune")

@@ -1,0 +1,8 @@
+"""Layers that hold a mask: :class:`SparseLinear`, :class:`SparseConv2d`, and a model's way there and back."""
+
+from .base import SparseLayer as SparseLayer
+from .conv import SparseConv2d as SparseConv2d
+from .convert import densify as densify
+from .convert import sparsify as sparsify
+from .linear import SparseLinear as SparseLinear
+from .state import dense_state_dict as dense_state_dict

@@ -1,0 +1,60 @@
+"""SparseConv2d: y = conv2d(x, W . m) + b, a drop-in for ``nn.Conv2d``."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.bitmask import BitMask
+from ..ops.masked_conv2d import masked_conv2d
+from .base import SparseLayer, checked
+
+
+class SparseConv2d(SparseLayer, nn.Conv2d):
+    """y = conv2d(x, W . m) + b, where pruned entries of W are zero and never read.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
+            as for ``nn.Conv2d``, with every padding mode, "same" and "valid".
+        mask: BitMask or bool tensor (out_channels, in_channels / groups, kh, kw), on the weight's device,
+            True = keep; None keeps all.
+
+    Raises:
+        TypeError: ``mask`` is of another type.
+        ValueError: its shape or device is not the weight's.
+
+    >>> SparseConv2d(1, 1, 2, mask=torch.eye(2).bool()[None, None])
+    SparseConv2d(1, 1, kernel_size=(2, 2), stride=(1, 1), density=0.5)
+    """
+
+    dense_type = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        mask: BitMask | Tensor | None = None,
+    ) -> None:
+        geometry = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
+        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (N, in_channels, H, W) or (in_channels, H, W) -> y (N, out_channels, H', W') or (out_channels, H', W')."""
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = 0
+        options = (self.stride, padding, self.dilation, self.groups)
+        return masked_conv2d(input, self.weight, self.weight_mask, self.bias, *options)

@@ -1,0 +1,46 @@
+"""SparseLinear: y = x (W . m)^T + b, a drop-in for ``nn.Linear``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.bitmask import BitMask
+from ..ops.masked_linear import masked_linear
+from .base import SparseLayer, checked
+
+
+class SparseLinear(SparseLayer, nn.Linear):
+    """y = x (W . m)^T + b, where pruned entries of W are zero and never read.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as for ``nn.Linear``.
+        mask: BitMask or bool tensor (out_features, in_features), on the weight's device, True = keep; None keeps all.
+
+    Raises:
+        TypeError: ``mask`` is of another type.
+        ValueError: its shape or device is not the weight's.
+
+    >>> layer = SparseLinear(4, 2, mask=torch.eye(2, 4).bool())
+    >>> layer.density, layer.weight.count_nonzero().item()
+    (0.25, 2)
+    """
+
+    dense_type = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        mask: BitMask | Tensor | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (..., in_features) -> y (..., out_features)."""
+        return masked_linear(input, self.weight, self.weight_mask, self.bias)

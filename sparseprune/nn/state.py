@@ -1,0 +1,54 @@
+"""dense_state_dict: a sparse model's checkpoint for the plain dense model."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.bitmask import BitMask
+
+
+def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, Any]:
+    """The state dict of the dense model: no ``weight_mask`` keys, zeros written into the pruned slots.
+
+    ``dense_model.load_state_dict(dense_state_dict(sparse_model))`` is strict and complete. A stock ``nn.Linear`` cannot
+    load a sparse layer's own state dict strictly: torch reports every key that the module does not have, and a layer
+    that is not ours has no place for a hook that a pickled or freshly built model would keep.
+
+    Args:
+        source: a model, or its state dict; entries that are not ours stay as they are.
+
+    Returns:
+        A new dictionary; the weights that had a mask are new tensors, all others are the source's.
+
+    Raises:
+        TypeError: ``source`` is neither a module nor a mapping.
+        ValueError: the packed words of a mask do not fit their weight.
+    """
+    if isinstance(source, nn.Module):
+        source = source.state_dict()
+    if not isinstance(source, Mapping):
+        raise TypeError(f"source must be a model or a state dict, got {type(source).__name__}")
+    dense = OrderedDict(source)
+    for key, words in source.items():
+        weight_key = key.removesuffix("_mask")
+        weight = source.get(weight_key)
+        if key.rpartition(".")[2] != "weight_mask" or not _is_packed(words) or not isinstance(weight, Tensor):
+            continue
+        try:
+            mask = BitMask(words, weight.shape)
+        except ValueError as error:
+            raise ValueError(f"source[{key!r}] must be the packed mask of its weight: {error}") from error
+        dense[weight_key] = weight.detach().masked_fill(~mask.to(weight.device).to_bool(), 0)
+        del dense[key]
+    if (metadata := getattr(source, "_metadata", None)) is not None:
+        dense._metadata = metadata  # the modules' versions, which load_state_dict reads
+    return dense
+
+
+def _is_packed(words: Any) -> bool:
+    return isinstance(words, Tensor) and words.dtype == torch.int32

@@ -1,0 +1,288 @@
+"""prune(): the one loop. Score, keep the best, repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .masks import Masks
+from .patterns import Global, Pattern
+from .schedules import exponential
+from .summary import summarize
+
+Exclude = str | type | Callable[[str, nn.Module], bool]
+
+PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What ``prune`` tells its progress callback after every step.
+
+    Attributes:
+        step, steps: this step, counted from 1, and how many there are.
+        kept, total: weights kept by now, of all prunable ones.
+    """
+
+    step: int
+    steps: int
+    kept: int
+    total: int
+
+    @property
+    def density(self) -> float:
+        return self.kept / self.total if self.total else 1.0
+
+
+def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
+    """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
+
+    Biases and norms are never among them. A weight shared by several layers stands under its first name.
+
+    Args:
+        model: any module.
+        exclude: what to leave out: a parameter name ("fc.weight"), a module name ("layer1", with all below it),
+            a pattern of either with ``*`` ("*.downsample.*"), a module type, a predicate ``(name, module) -> bool``
+            over the layers, or several of these.
+
+    Raises:
+        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared).
+    """
+    rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
+    layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
+    spared = {id(m.weight) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
+    known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
+    for rule in rules:
+        if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
+            raise ValueError(f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
+                             f"{', '.join(n for n, _ in layers)}")
+    found: dict[str, nn.Parameter] = {}
+    seen = set(spared)
+    for name, module in layers:
+        if id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[f"{name}.weight" if name else "weight"] = module.weight
+    return found
+
+
+def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
+    if isinstance(rule, str):
+        parts = name.split(".")
+        above = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        return any(fnmatchcase(n, rule) for n in (*above, f"{name}.weight" if name else "weight"))
+    if isinstance(rule, type):
+        return isinstance(module, rule)
+    if callable(rule):
+        return bool(rule(name, module))
+    raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
+
+
+def prune(
+    model: nn.Module,
+    criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
+    *,
+    sparsity: float | None = None,
+    density: float | None = None,
+    keep: int | None = None,
+    steps: int = 1,
+    schedule: Callable[[float, float], float] = exponential,
+    pattern: Pattern = Global(),
+    exclude: Exclude | Iterable[Exclude] = (),
+    min_per_layer: int | float = 0,
+    masks: Masks | None = None,
+    example_input: Tensor | None = None,
+    progress: Callable[[Progress], Any] | None = None,
+    apply: bool = False,
+) -> Masks:
+    """Choose which weights to keep, and change nothing else.
+
+    At each of ``steps`` steps the criterion scores the weights that are still kept and the pattern keeps the best of
+    them, as many as the schedule says. Exactly k = round(density * n) survive, or ``keep``.
+
+    Args:
+        model: any module; its linear and convolution weights are prunable.
+        criterion: ``(model, params) -> {name: scores}``, higher = keep, each score tensor of its weight's shape. It is
+            called with pruned weights set to zero in the model. One that has ``plan(model, params)`` is planned once
+            and its result called with the current masks at each step instead.
+        sparsity, density, keep: exactly one of them: zeros / prunable weights in [0, 1), kept / prunable weights in
+            (0, 1], or the number of weights to keep. All are absolute, over the whole run.
+        steps: how many times to score.
+        schedule: ``(density, progress) -> density``: ``one_shot``, ``linear``, ``exponential``, ``cubic`` or yours.
+        pattern: ``Global()``, ``LayerWise(allocation)`` or yours.
+        exclude: what to spare; see :func:`prunable`.
+        min_per_layer: keep at least this many weights in every layer, or this share of it where it is a float
+            below 1. Global criteria otherwise may empty a layer, shortcuts first.
+        masks: where to start from: weights pruned there stay pruned. Default: all kept.
+        example_input: a batch for the table's FLOPs and paths; default: the criterion's ``example_input``, if any.
+        progress: called with a :class:`Progress` after every step.
+        apply: also set the pruned weights of the model to zero.
+
+    Returns:
+        Masks by parameter name; ``print`` shows them as a table.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong, the scores have other names or shapes than the weights, or a score
+            is NaN (the parameter is named). Parameters, buffers, gradients, modes and the random state are as before,
+            then as after success.
+
+    >>> masks = prune(nn.Linear(10, 10), lambda model, params: {n: p.abs() for n, p in params.items()}, sparsity=0.9)
+    >>> masks.count()
+    10
+    """
+    params = _check_model(model, exclude)
+    total = sum(p.numel() for p in params.values())
+    current = _check_start(masks, params)
+    start = current.count()
+    final = _target(sparsity, density, keep, total, start)
+    floors = _floors(min_per_layer, current, final)
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+
+    with _unchanged(model):
+        score = _scorer(criterion, model, params)
+        for step in range(1, steps + 1):
+            share = schedule(final / start if start else 1.0, step / steps)
+            k = final if step == steps else min(max(round(share * start), final), current.count())
+            current = pattern.select(_check_scores(score(current), params), current, k, floors)
+            if progress is not None:
+                progress(Progress(step, steps, k, total))
+        if example_input is None:
+            example_input = getattr(criterion, "example_input", None)
+        current.summary = summarize(model, current, example_input)
+    if apply:
+        current.apply_(model)
+    return current
+
+
+def _scorer(criterion: Any, model: nn.Module, params: dict[str, nn.Parameter]) -> Callable[[Masks], Any]:
+    if not callable(criterion):
+        raise TypeError(f"criterion must be callable with (model, params), got {type(criterion).__name__}")
+    if hasattr(criterion, "plan"):
+        return criterion.plan(model, params)
+
+    def score(masks: Masks) -> Any:
+        with _pruned_weights(params, masks):
+            return criterion(model, params)
+
+    return score
+
+
+@contextmanager
+def _pruned_weights(params: dict[str, nn.Parameter], masks: Masks) -> Iterator[None]:
+    """The parameters with pruned weights set to zero. The original tensors are set aside and never written to."""
+    originals = {name: p.data for name, p in params.items()}
+    try:
+        for name, p in params.items():
+            if masks[name].count() < p.numel():
+                p.data = masks[name].apply(p.data)
+        yield
+    finally:
+        for name, p in params.items():
+            p.data = originals[name]
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Whatever runs inside, the model's buffers, gradients and modes and torch's random state are as before after it.
+
+    This is what makes any callable a safe criterion: one may call ``backward()`` and run the model in training mode.
+    """
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    cuda = [p.device for p in model.parameters() if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices=sorted({d.index for d in cuda})):
+        try:
+            for p, _, _ in grads:
+                p.grad = None
+            yield
+        finally:
+            for p, grad, requires_grad in grads:
+                p.grad = grad
+                p.requires_grad_(requires_grad)
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for name, buffer in model.named_buffers():
+                    if name in buffers:
+                        buffer.copy_(buffers[name])
+
+
+def _check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    params = prunable(model, exclude)
+    if not params:
+        raise ValueError(
+            f"model must have a linear or convolution layer that is not excluded, got {type(model).__name__} without one"
+        )
+    for name, p in params.items():
+        if not p.dtype.is_floating_point:
+            raise TypeError(f"parameter {name!r} must be real floating-point, got {p.dtype}")
+        if p.is_meta or isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} must have values, got one that is not initialised yet")
+    return params
+
+
+def _check_start(masks: Masks | None, params: dict[str, nn.Parameter]) -> Masks:
+    if masks is None:
+        return Masks.ones(params)
+    if not isinstance(masks, Masks):
+        raise TypeError(f"masks must be Masks, got {type(masks).__name__}")
+    if set(masks) != set(params):
+        raise ValueError(f"masks must cover the prunable weights, only one side has {sorted(set(masks) ^ set(params))}")
+    for name, p in params.items():
+        if masks[name].shape != p.shape:
+            raise ValueError(f"mask {name!r} must have shape {tuple(p.shape)}, got {tuple(masks[name].shape)}")
+    return Masks({name: masks[name].to(p.device) for name, p in params.items()})
+
+
+def _target(sparsity: float | None, density: float | None, keep: int | None, total: int, start: int) -> int:
+    given = {n: v for n, v in {"sparsity": sparsity, "density": density, "keep": keep}.items() if v is not None}
+    if len(given) != 1:
+        raise ValueError(f"exactly one of sparsity, density and keep must be given, got {given or 'none'}")
+    [(name, value)] = given.items()
+    if isinstance(value, bool) or not isinstance(value, int if name == "keep" else (int, float)):
+        raise TypeError(f"{name} must be a number{' of weights' if name == 'keep' else ''}, got {value!r}")
+    if name == "sparsity" and not 0 <= value < 1:
+        raise ValueError(f"sparsity must be in [0, 1), got {value}")
+    if name == "density" and not 0 < value <= 1:
+        raise ValueError(f"density must be in (0, 1], got {value}")
+    k = value if name == "keep" else round((1 - value if name == "sparsity" else value) * total)
+    if not 0 <= k <= start:
+        raise ValueError(f"{name} must keep between 0 and the {start:,} weights that are there, got {value}, that is {k:,}")
+    return k
+
+
+def _floors(min_per_layer: int | float, masks: Masks, k: int) -> dict[str, int]:
+    if isinstance(min_per_layer, bool) or not isinstance(min_per_layer, (int, float)):
+        raise TypeError(f"min_per_layer must be a number, got {type(min_per_layer).__name__}")
+    if min_per_layer < 0 or (isinstance(min_per_layer, float) and min_per_layer >= 1):
+        raise ValueError(f"min_per_layer must be a count or a share below 1, got {min_per_layer}")
+    floors = {}
+    for name, mask in masks.items():
+        share = isinstance(min_per_layer, float)
+        floors[name] = min(round(min_per_layer * mask.numel()) if share else min_per_layer, mask.count())
+    if sum(floors.values()) > k:
+        raise ValueError(f"min_per_layer must fit in the {k:,} weights kept, got {sum(floors.values()):,} over all layers")
+    return floors
+
+
+def _check_scores(scores: Any, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    if not isinstance(scores, Mapping) or set(scores) != set(params):
+        got = sorted(map(str, scores)) if isinstance(scores, Mapping) else type(scores).__name__
+        raise ValueError(f"criterion must return scores for {sorted(params)}, got {got}")
+    for name, p in params.items():
+        score = scores[name]
+        if not isinstance(score, Tensor) or score.shape != p.shape:
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"scores of {name!r} must be a tensor of shape {tuple(p.shape)}, got {got}")
+        if score.device != p.device:
+            raise ValueError(f"scores of {name!r} must be on {p.device}, got {score.device}")
+    return dict(scores)

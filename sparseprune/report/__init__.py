@@ -1,0 +1,7 @@
+"""Reports of runs: what a run folder holds, and figures of it."""
+
+from .comparison import comparison_figure
+from .density import density_figure, draw_density, save_figure
+from .runs import Layer, Run, load_run
+
+__all__ = ["Layer", "Run", "comparison_figure", "density_figure", "draw_density", "load_run", "save_figure"]

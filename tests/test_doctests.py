@@ -1,0 +1,23 @@
+"""The examples in docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+
+import sparseprune
+
+NAMES = ["sparseprune", *(m.name for m in pkgutil.walk_packages(sparseprune.__path__, "sparseprune."))]
+SKIPPED = ("sparseprune.kernels", "sparseprune._C")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(SKIPPED)])
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    scope = {**vars(module), "torch": torch, "nn": torch.nn}
+    failed, _ = doctest.testmod(module, extraglobs=scope, raise_on_error=False)
+    assert failed == 0
