@@ -11,6 +11,9 @@ if not torch.cuda.is_available():
 
 import pytest
 
+with torch.device("meta"):
+    torch.zeros(0)  # torch caches the constructors that a device context redirects: before they are poisoned below
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):

@@ -1,4 +1,4 @@
-"""The CUDA kernels, executed on the CPU by the SIMT machine in ``tests/simt``: values, determinism, caught faults."""
+"""The CUDA kernels, run on the CPU by the machine in ``tests/simt``: values, determinism, caught faults."""
 
 from __future__ import annotations
 
@@ -115,11 +115,22 @@ def test_half_types_convert_as_torch_does(emulated):
 
 
 def test_many_tensors_share_one_selection(emulated):
-    """More tensors than a slice of the table (64), more chunks than a block's scan (256), ties across all of them."""
+    """More tensors than a slice of the table (64), more chunks than a block's scan (256), ties across all."""
     scores = [torch.randint(0, 3, (1, 2)).float() for _ in range(300)]
     reference = op_named("topk_mask").implementations["reference"].run
     for k in (0, 1, 299, 600, 601):
         assert_same_bits(emulated.topk_mask(scores, [], k), reference(scores, [], k))
+
+
+def test_signed_zeros_are_one_score(emulated):
+    for dtype in (torch.float32, torch.float64):
+        scores = [torch.tensor([[-0.0, 0.0, -1.0, 0.0, -0.0]], dtype=dtype)]
+        assert [emulated.topk_mask(scores, [], k)[0][0, 0].item() for k in range(6)] == [0, 1, 3, 11, 27, 31]
+
+
+def test_rows_of_many_words_are_counted(emulated):
+    keep = torch.rand(3, 5000) < 0.4
+    assert torch.equal(emulated.count_mask(pack_reference(keep)), keep.sum(1))
 
 
 def test_the_first_nan_that_competes_is_reported(emulated):
@@ -146,7 +157,7 @@ def test_results_do_not_depend_on_the_schedule(emulated, op):
 
 
 def test_the_machine(emulated):
-    """Schedules differ by seed and repeat; shared memory is poisoned for every block; warps and barriers meet."""
+    """Schedules differ by seed and repeat; shared memory is poisoned for every block; warps meet."""
     kernels = emulated._kernels
     orders = []
     for seed in (1, 2, 1):
@@ -220,7 +231,7 @@ STOPS = {
 
 def fault_inputs(name: str):
     if name == "topk_mask":
-        # Three warps have words in every chunk, and every block several chunks: what one overwrites another reads.
+        # Three warps have words in each chunk, each block several chunks: what one overwrites, another reads.
         return [[torch.randint(0, 9, (2, 1500)).float() for _ in range(7)], [], 9000]
     if name == "masked_linear":
         weight, words = weight_and_words((70, 130), 0.5, torch.float32, "cpu")

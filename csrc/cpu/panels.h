@@ -92,12 +92,17 @@ inline void dot_list(const int32_t* index, int64_t count, int64_t first, const T
     return acc;
   };
   int64_t p = 0;
+  Vec<T> products[kLanes<T>];
   for (; p + kLanes<T> <= count; p += kLanes<T>) {
-    Vec<T> products[kLanes<T>];
     for (int i = 0; i < kLanes<T>; ++i) products[i] = product(p + i);
     store(sums + p, load(sums + p) + sum_each<T>(products));
   }
-  for (; p < count; ++p) sums[p] += sum_lanes<T>(product(p));
+  if (p == count) return;
+  // The rest in the same way: a sum's bits must not depend on where in a list its survivor stands.
+  for (int i = 0; i < kLanes<T>; ++i) products[i] = p + i < count ? product(p + i) : Vec<T>{};
+  T last[kLanes<T>];
+  store(last, sum_each<T>(products));
+  for (int i = 0; p < count; ++i, ++p) sums[p] += last[i];
 }
 
 // out[c][r] = in[r][c], by 16-byte squares.

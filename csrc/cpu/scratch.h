@@ -24,8 +24,8 @@ class Scratch {
   void allocate(int64_t count) {
     data_ = static_cast<T*>(allocate_scratch(static_cast<size_t>(count) * sizeof(T)));
   }
-  T* get() { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
 
  private:
   T* data_ = nullptr;

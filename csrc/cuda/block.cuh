@@ -1,4 +1,5 @@
-// Block-wide primitives. Written out, not CUB's, so that the emulator of the tests executes what the GPU executes.
+// Block-wide primitives. Written out, not CUB's, so that the emulator of the tests executes what the GPU
+// executes.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Pack, unpack and count bits. A warp handles 32 consecutive words: its lanes are the bits of one word after the
-// other, so that bytes are read and written 32 at a time and words 32 at a time, whatever the row length.
+// Pack, unpack and count bits. A warp handles 32 consecutive words: its lanes are the bits of one word after
+// the other, so that bytes are read and written 32 at a time and words 32 at a time, whatever the row length.
 #include "sparseprune/cuda/mask_bits.h"
 
 #include "launch.cuh"
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    unpack_kernel(const uint32_t* __restrict__ words, uint8_t* __restrict__ mask, int64_t rows, int64_t columns,
-                  int64_t row_words) {
+    unpack_kernel(const uint32_t* __restrict__ words, uint8_t* __restrict__ mask, int64_t rows,
+                  int64_t columns, int64_t row_words) {
   const int lane = threadIdx.x % kWarp;
   const int64_t total = rows * row_words;
   const int64_t stride = int64_t{gridDim.x} * kThreads;
@@ -59,7 +59,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // One warp a row.
 __global__ void __launch_bounds__(kThreads)
-    count_kernel(const uint32_t* __restrict__ words, int64_t* __restrict__ counts, int64_t rows, int64_t row_words) {
+    count_kernel(const uint32_t* __restrict__ words, int64_t* __restrict__ counts, int64_t rows,
+                 int64_t row_words) {
   const int lane = threadIdx.x % kWarp;
   const int64_t stride = int64_t{gridDim.x} * kWarpsPerBlock;
   int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.x / kWarp;
@@ -75,22 +76,27 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-cudaError_t pack_mask(const uint8_t* mask, uint32_t* words, int64_t rows, int64_t columns, cudaStream_t stream) {
+cudaError_t pack_mask(const uint8_t* mask, uint32_t* words, int64_t rows, int64_t columns,
+                      cudaStream_t stream) {
   const int64_t row_words = words_per_row(columns), total = rows * row_words;
   if (total == 0) return cudaSuccess;
-  return launch(pack_kernel, grid_for(total, kThreads), kThreads, stream, mask, words, rows, columns, row_words);
+  return launch(pack_kernel, grid_for(total, kThreads), kThreads, stream, mask, words, rows, columns,
+                row_words);
 }
 
-cudaError_t unpack_mask(const uint32_t* words, uint8_t* mask, int64_t rows, int64_t columns, cudaStream_t stream) {
+cudaError_t unpack_mask(const uint32_t* words, uint8_t* mask, int64_t rows, int64_t columns,
+                        cudaStream_t stream) {
   const int64_t row_words = words_per_row(columns), total = rows * row_words;
   if (total == 0) return cudaSuccess;
-  return launch(unpack_kernel, grid_for(total, kThreads), kThreads, stream, words, mask, rows, columns, row_words);
+  return launch(unpack_kernel, grid_for(total, kThreads), kThreads, stream, words, mask, rows, columns,
+                row_words);
 }
 
 cudaError_t count_mask(const uint32_t* words, int64_t* counts, int64_t rows, int64_t row_words,
                        cudaStream_t stream) {
   if (rows == 0) return cudaSuccess;
-  return launch(count_kernel, grid_for(rows, kWarpsPerBlock), kThreads, stream, words, counts, rows, row_words);
+  return launch(count_kernel, grid_for(rows, kWarpsPerBlock), kThreads, stream, words, counts, rows,
+                row_words);
 }
 
 }  // namespace sparseprune::cuda

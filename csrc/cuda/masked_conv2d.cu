@@ -1,5 +1,6 @@
 // Masked 2-D convolution as tiled products whose operands are computed from the images while they are loaded
-// (implicit im2col). Per group, with P = batch * out_height * out_width and Q = channels / groups * kernel size:
+// (implicit im2col). Per group, with P = batch * out_height * out_width and Q = channels / groups * kernel
+// size:
 //
 //   y  [O/g, P]   = W [O/g, Q] patches(x) [Q, P]          depth Q
 //   dx [C/g, P_x] = W' [C/g, O/g * kernel] gather(g)      depth O/g * kernel, P_x = batch * height * width
@@ -29,7 +30,8 @@ struct Geometry : Conv2dShape {
         out_plane(int64_t{shape.out_height} * shape.out_width) {}
 };
 
-// Where a weight element taps the image: offset of its channel's plane and displacement from the output's origin.
+// Where a weight element taps the image: offset of its channel's plane and displacement from the output's
+// origin.
 struct Tap {
   int64_t plane;
   int dy, dx;
@@ -64,7 +66,9 @@ struct Patches {
   Geometry g;
   int64_t first_channel;
 
-  __device__ Tap row(int64_t index) const { return tap_of(g, index, g.weight_columns, first_channel, g.in_plane); }
+  __device__ Tap row(int64_t index) const {
+    return tap_of(g, index, g.weight_columns, first_channel, g.in_plane);
+  }
   __device__ Site column(int64_t index) const {
     Site site = site_of(index, g.batch * g.out_plane, g.out_plane, g.out_width, g.channels * g.in_plane);
     site.y *= g.stride_h;
@@ -78,8 +82,9 @@ struct Patches {
   }
 };
 
-// gather(g): rows are (output channel, r, s) of one group, columns are input pixels. An element is the gradient of
-// the output whose window meets the pixel with that tap, if there is one: y_in = y_out * stride + r * dilation - pad.
+// gather(g): rows are (output channel, r, s) of one group, columns are input pixels. An element is the
+// gradient of the output whose window meets the pixel with that tap, if there is one: y_in = y_out * stride +
+// r * dilation - pad.
 template <class T>
 struct GradPatches {
   using Value = Acc<T>;
@@ -98,13 +103,15 @@ struct GradPatches {
     const int top = site.y - tap.dy, left = site.x - tap.dx;
     if (top < 0 || left < 0) return Value(0);
     const int y = top / g.stride_h, x = left / g.stride_w;
-    if (y * g.stride_h != top || x * g.stride_w != left || y >= g.out_height || x >= g.out_width) return Value(0);
+    if (y * g.stride_h != top || x * g.stride_w != left || y >= g.out_height || x >= g.out_width)
+      return Value(0);
     return widen(grad[tap.plane + site.image + int64_t{y} * g.out_width + x]);
   }
 };
 
-// The weight by taps: rows are (output channel, r, s) of one group, columns are its input channels. The bits of 32
-// channels lie in as many consecutive words as the kernel has taps, so a warp's load of them is one request.
+// The weight by taps: rows are (output channel, r, s) of one group, columns are its input channels. The bits
+// of 32 channels lie in as many consecutive words as the kernel has taps, so a warp's load of them is one
+// request.
 template <class T>
 struct WeightByTap {
   using Value = Acc<T>;
@@ -157,7 +164,8 @@ struct Channels {
   }
 };
 
-// A result of [images, all_channels, plane]: rows are the channels of one group, columns the pixels of all images.
+// A result of [images, all_channels, plane]: rows are the channels of one group, columns the pixels of all
+// images.
 template <class T>
 struct ChannelsOut {
   T* data;
@@ -197,7 +205,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks)
     const int64_t first = group * g.group_outputs;
     const WeightByTap<T> a{weight + first * g.weight_columns, words + first * g.row_words, g};
     const GradPatches<T> b{grad, g, first};
-    const ChannelsOut<T> out{input_grad, nullptr, g.group_channels, pixels,
+    const ChannelsOut<T> out{input_grad, nullptr,    g.group_channels,        pixels,
                              g.in_plane, g.channels, group * g.group_channels};
     gemm_tile<Depth::kRows, Depth::kRows, Acc<T>>(a, b, out, row0, column0, g.group_outputs * g.kernel);
   });
@@ -206,14 +214,19 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks)
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks)
     weight_grad_kernel(const T* grad, const T* x, const uint32_t* words, T* weight_grad, Geometry g) {
-  for_each_tile(g.groups, g.group_outputs, g.weight_columns, [&](int64_t group, int64_t row0, int64_t column0) {
-    const int64_t first = group * g.group_outputs;
-    const Channels<T> a{grad, g, first};
-    const Patches<T> b{x, g, group * g.group_channels};
-    const MatrixOut<T> out{weight_grad + first * g.weight_columns, nullptr, words + first * g.row_words,
-                           g.group_outputs, g.weight_columns, g.row_words};
-    gemm_tile<Depth::kColumns, Depth::kColumns, Acc<T>>(a, b, out, row0, column0, g.batch * g.out_plane);
-  });
+  for_each_tile(
+      g.groups, g.group_outputs, g.weight_columns, [&](int64_t group, int64_t row0, int64_t column0) {
+        const int64_t first = group * g.group_outputs;
+        const Channels<T> a{grad, g, first};
+        const Patches<T> b{x, g, group * g.group_channels};
+        const MatrixOut<T> out{weight_grad + first * g.weight_columns,
+                               nullptr,
+                               words + first * g.row_words,
+                               g.group_outputs,
+                               g.weight_columns,
+                               g.row_words};
+        gemm_tile<Depth::kColumns, Depth::kColumns, Acc<T>>(a, b, out, row0, column0, g.batch * g.out_plane);
+      });
 }
 
 dim3 tiles_grid(const Geometry& g, int64_t rows, int64_t columns) {
@@ -235,26 +248,30 @@ cudaError_t masked_conv2d(const void* x, const void* weight, const uint32_t* wor
   });
 }
 
-cudaError_t masked_conv2d_input_grad(const void* grad, const void* weight, const uint32_t* words, void* input_grad,
-                                     const Conv2dShape& shape, Dtype dtype, cudaStream_t stream) {
+cudaError_t masked_conv2d_input_grad(const void* grad, const void* weight, const uint32_t* words,
+                                     void* input_grad, const Conv2dShape& shape, Dtype dtype,
+                                     cudaStream_t stream) {
   const Geometry g(shape);
   const int64_t pixels = g.batch * g.in_plane;
   if (g.channels == 0 || pixels == 0) return cudaSuccess;
   return for_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return launch(input_grad_kernel<T>, tiles_grid(g, g.group_channels, pixels), kGemmThreads, stream,
-                  static_cast<const T*>(grad), static_cast<const T*>(weight), words, static_cast<T*>(input_grad), g);
+                  static_cast<const T*>(grad), static_cast<const T*>(weight), words,
+                  static_cast<T*>(input_grad), g);
   });
 }
 
-cudaError_t masked_conv2d_weight_grad(const void* grad, const void* x, const uint32_t* words, void* weight_grad,
-                                      const Conv2dShape& shape, Dtype dtype, cudaStream_t stream) {
+cudaError_t masked_conv2d_weight_grad(const void* grad, const void* x, const uint32_t* words,
+                                      void* weight_grad, const Conv2dShape& shape, Dtype dtype,
+                                      cudaStream_t stream) {
   const Geometry g(shape);
   if (g.out_channels == 0 || g.weight_columns == 0) return cudaSuccess;
   return for_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(weight_grad_kernel<T>, tiles_grid(g, g.group_outputs, g.weight_columns), kGemmThreads, stream,
-                  static_cast<const T*>(grad), static_cast<const T*>(x), words, static_cast<T*>(weight_grad), g);
+    return launch(weight_grad_kernel<T>, tiles_grid(g, g.group_outputs, g.weight_columns), kGemmThreads,
+                  stream, static_cast<const T*>(grad), static_cast<const T*>(x), words,
+                  static_cast<T*>(weight_grad), g);
   });
 }
 

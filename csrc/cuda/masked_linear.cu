@@ -1,5 +1,5 @@
-// Masked linear layer: three uses of one tiled product; the mask is applied while the weight's tile is loaded, or,
-// for the weight's gradient, while the result is written.
+// Masked linear layer: three uses of one tiled product; the mask is applied while the weight's tile is
+// loaded, or, for the weight's gradient, while the result is written.
 #include "sparseprune/cuda/masked_linear.h"
 
 #include "sparseprune/cuda/mask_bits.h"
@@ -9,7 +9,8 @@ namespace sparseprune::cuda {
 namespace {
 
 template <Depth DepthOfA, Depth DepthOfB, class T>
-__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks) gemm_kernel(Matrix<T> a, Matrix<T> b, MatrixOut<T> out, int64_t depth) {
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks)
+    gemm_kernel(Matrix<T> a, Matrix<T> b, MatrixOut<T> out, int64_t depth) {
   for_each_tile(1, out.rows, out.columns, [&](int64_t, int64_t row0, int64_t column0) {
     gemm_tile<DepthOfA, DepthOfB, Acc<T>>(a, b, out, row0, column0, depth);
   });
@@ -44,18 +45,20 @@ cudaError_t masked_linear(const void* x, const void* weight, const uint32_t* wor
   });
 }
 
-cudaError_t masked_linear_input_grad(const void* grad, const void* weight, const uint32_t* words, void* input_grad,
-                                     LinearShape shape, Dtype dtype, cudaStream_t stream) {
+cudaError_t masked_linear_input_grad(const void* grad, const void* weight, const uint32_t* words,
+                                     void* input_grad, LinearShape shape, Dtype dtype, cudaStream_t stream) {
   const int64_t batch = shape.batch, in = shape.in_features, out = shape.out_features;
   return for_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     return gemm<Depth::kColumns, Depth::kRows>(matrix<T>(grad, batch, out), matrix<T>(weight, out, in, words),
-                                               result<T>(input_grad, batch, in, nullptr, nullptr), out, stream);
+                                               result<T>(input_grad, batch, in, nullptr, nullptr), out,
+                                               stream);
   });
 }
 
-cudaError_t masked_linear_weight_grad(const void* grad, const void* x, const uint32_t* words, void* weight_grad,
-                                      LinearShape shape, Dtype dtype, cudaStream_t stream) {
+cudaError_t masked_linear_weight_grad(const void* grad, const void* x, const uint32_t* words,
+                                      void* weight_grad, LinearShape shape, Dtype dtype,
+                                      cudaStream_t stream) {
   const int64_t batch = shape.batch, in = shape.in_features, out = shape.out_features;
   return for_dtype(dtype, [&](auto type) {
     using T = typename decltype(type)::type;

@@ -1,4 +1,5 @@
-// Element types: what a stored type is accumulated in, conversions, and 64-bit division that is cheap when it can be.
+// Element types: what a stored type is accumulated in, conversions, and 64-bit division that is cheap when it
+// can be.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +44,8 @@ struct QuotientRemainder {
   int64_t quotient, remainder;
 };
 
-// a / b for a >= 0, b > 0. A 64-bit division costs several 32-bit ones, and almost every index fits in 32 bits.
+// a / b for a >= 0, b > 0. A 64-bit division costs several 32-bit ones, and almost every index fits in 32
+// bits.
 __device__ inline QuotientRemainder divide(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) {
     const uint32_t a32 = static_cast<uint32_t>(a), b32 = static_cast<uint32_t>(b);

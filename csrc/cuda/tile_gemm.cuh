@@ -1,9 +1,11 @@
-// The tile core of the masked products: a block computes a 64 x 64 tile of C = A B, 32 of the depth at a time.
+// The tile core of the masked products: a block computes a 64 x 64 tile of C = A B, 32 of the depth at a
+// time.
 //
-// A is indexed (outer, depth) and so is B: C[m, n] = sum_k A(m, k) B(n, k). Both are read through sources, which are
-// indexed (row, column) as in memory; Depth says which of the two is summed over. In either case a warp reads 32
-// consecutive columns of one row at once, so a masked source needs one word, a broadcast, for every 32 elements.
-// The sum of each 32 deep step is formed first and then added to the total: errors grow with depth / 32.
+// A is indexed (outer, depth) and so is B: C[m, n] = sum_k A(m, k) B(n, k). Both are read through sources,
+// which are indexed (row, column) as in memory; Depth says which of the two is summed over. In either case a
+// warp reads 32 consecutive columns of one row at once, so a masked source needs one word, a broadcast, for
+// every 32 elements. The sum of each 32 deep step is formed first and then added to the total: errors grow
+// with depth / 32.
 #pragma once
 
 #include <cstdint>
@@ -16,9 +18,10 @@ namespace sparseprune::cuda {
 constexpr int kTile = 64;
 constexpr int kStep = 32;
 constexpr int kGemmThreads = 256;
-constexpr int kGemmBlocks = 2;       // per multiprocessor: 128 registers a thread; without it ptxas aims for 3 and spills
-constexpr int kGrid = 16;            // the block's threads form a 16 x 16 grid,
-constexpr int kPart = kTile / kGrid;  // each owns 4 x 4 elements of C, 16 apart
+constexpr int kGemmBlocks =
+    2;  // per multiprocessor: 128 registers a thread; without it ptxas aims for 3 and spills
+constexpr int kGrid = 16;                                // the block's threads form a 16 x 16 grid,
+constexpr int kPart = kTile / kGrid;                     // each owns 4 x 4 elements of C, 16 apart
 constexpr int kSegments = kTile * kStep / kGemmThreads;  // 32-element segments of a tile that a warp loads
 
 static_assert(kStep == kWarp, "a segment is one warp wide and one mask word long");
@@ -63,10 +66,11 @@ __device__ void load_tile(const Matrix<T>& source, int64_t outer0, int64_t depth
   }
 }
 
-// The same from a source that computes its elements: at(row(r), column(c)), which is 0 outside. The parts that depend
-// on the row or the column alone (the divisions) are taken out of the loop over elements.
+// The same from a source that computes its elements: at(row(r), column(c)), which is 0 outside. The parts
+// that depend on the row or the column alone (the divisions) are taken out of the loop over elements.
 template <Depth D, class Source>
-__device__ void load_tile(const Source& source, int64_t outer0, int64_t depth0, Tile<typename Source::Value>& tile) {
+__device__ void load_tile(const Source& source, int64_t outer0, int64_t depth0,
+                          Tile<typename Source::Value>& tile) {
   const int lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp * kSegments;
   if constexpr (D == Depth::kColumns) {
     const auto column = source.column(depth0 + lane);
@@ -86,9 +90,9 @@ __device__ void load_tile(const Source& source, int64_t outer0, int64_t depth0, 
   }
 }
 
-// Computes the tile of C at (row0, column0) and hands it to `out`: kept(row, column) is the word of the elements to
-// be written as they are (the others are written as 0), address(column) the part of an address a column determines,
-// put(row, column, address, value) writes.
+// Computes the tile of C at (row0, column0) and hands it to `out`: kept(row, column) is the word of the
+// elements to be written as they are (the others are written as 0), address(column) the part of an address a
+// column determines, put(row, column, address, value) writes.
 template <Depth DepthOfA, Depth DepthOfB, class A, class SourceA, class SourceB, class Out>
 __device__ void gemm_tile(const SourceA& a, const SourceB& b, const Out& out, int64_t row0, int64_t column0,
                           int64_t depth) {

@@ -18,18 +18,20 @@ using sparseprune::cuda::Dtype;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// torch's current stream of a device. The function is looked up in the torch that runs instead of being linked, so
-// that this library loads with a torch without CUDA as well. It lies in libtorch_cuda.so, which is loaded whenever
-// there is a CUDA tensor.
+// torch's current stream of a device. The function is looked up in the torch that runs instead of being
+// linked, so that this library loads with a torch without CUDA as well. It lies in libtorch_cuda.so, which is
+// loaded whenever there is a CUDA tensor.
 inline cudaStream_t current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const Function function = [] {
     void* library = dlopen("libtorch_cuda.so", RTLD_NOLOAD | RTLD_LAZY);
-    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream")
+                                              : nullptr);
   }();
-  STD_TORCH_CHECK(function != nullptr,
-                  "the running torch must have CUDA and aoti_torch_get_current_cuda_stream (2.10 or later), got one "
-                  "without it");
+  STD_TORCH_CHECK(
+      function != nullptr,
+      "the running torch must have CUDA and aoti_torch_get_current_cuda_stream (2.10 or later), got one "
+      "without it");
   void* stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return static_cast<cudaStream_t>(stream);
@@ -54,20 +56,24 @@ class Launcher {
 
 // A contiguous CUDA tensor, and on the device of `first`.
 inline void check_layout(const Tensor& tensor, const char* name, int64_t dims, const Tensor& first) {
-  STD_TORCH_CHECK(tensor.is_cuda(), "`", name, "` must be on a CUDA device for the CUDA kernel, got another device");
-  STD_TORCH_CHECK(tensor.get_device_index() == first.get_device_index(), "`", name, "` must be on cuda:",
-                  first.get_device_index(), " as the first tensor is, got cuda:", tensor.get_device_index());
+  STD_TORCH_CHECK(tensor.is_cuda(), "`", name,
+                  "` must be on a CUDA device for the CUDA kernel, got another device");
+  STD_TORCH_CHECK(tensor.get_device_index() == first.get_device_index(), "`", name,
+                  "` must be on cuda:", first.get_device_index(),
+                  " as the first tensor is, got cuda:", tensor.get_device_index());
   STD_TORCH_CHECK(tensor.dim() == dims, "`", name, "` must have ", dims, " dimensions, got ", tensor.dim());
   STD_TORCH_CHECK(tensor.is_contiguous(), "`", name, "` must be contiguous, got strides of another layout");
 }
 
-inline void check_words(const Tensor& words, const char* name, int64_t rows, int64_t columns, const Tensor& first) {
+inline void check_words(const Tensor& words, const char* name, int64_t rows, int64_t columns,
+                        const Tensor& first) {
   check_layout(words, name, 2, first);
   const int64_t row_words = cuda::words_per_row(columns);
-  STD_TORCH_CHECK(words.scalar_type() == ScalarType::Int, "`", name, "` must be an int32 tensor, got another dtype");
+  STD_TORCH_CHECK(words.scalar_type() == ScalarType::Int, "`", name,
+                  "` must be an int32 tensor, got another dtype");
   STD_TORCH_CHECK(words.size(0) == rows && words.size(1) == row_words, "`", name, "` must be [", rows, ", ",
-                  row_words, "] for a mask of [", rows, ", ", columns, "], got [", words.size(0), ", ", words.size(1),
-                  "]");
+                  row_words, "] for a mask of [", rows, ", ", columns, "], got [", words.size(0), ", ",
+                  words.size(1), "]");
 }
 
 inline void check_same_type(const Tensor& tensor, const char* name, const Tensor& first) {
@@ -76,8 +82,8 @@ inline void check_same_type(const Tensor& tensor, const char* name, const Tensor
 }
 
 inline void check_size(const Tensor& tensor, const char* name, int64_t dim, int64_t expected) {
-  STD_TORCH_CHECK(tensor.size(dim) == expected, "`", name, "` must have size ", expected, " in dimension ", dim,
-                  ", got ", tensor.size(dim));
+  STD_TORCH_CHECK(tensor.size(dim) == expected, "`", name, "` must have size ", expected, " in dimension ",
+                  dim, ", got ", tensor.size(dim));
 }
 
 inline Dtype dtype_of(const Tensor& tensor, const char* name) {

@@ -18,21 +18,23 @@ void check_count(const Ints& values, const char* name, size_t count) {
 struct Axis {
   int size, kernel, stride, padding, dilation, out;
 
-  Axis(const char* name, int64_t size_, int64_t kernel_, int64_t stride_, int64_t padding_, int64_t dilation_) {
-    STD_TORCH_CHECK(size_ >= 0 && kernel_ >= 1, "the ", name, " and the kernel's must be at least 0 and 1, got ", size_,
-                    " and ", kernel_);
+  Axis(const char* name, int64_t size_, int64_t kernel_, int64_t stride_, int64_t padding_,
+       int64_t dilation_) {
+    STD_TORCH_CHECK(size_ >= 0 && kernel_ >= 1, "the ", name,
+                    " and the kernel's must be at least 0 and 1, got ", size_, " and ", kernel_);
     STD_TORCH_CHECK(stride_ >= 1 && padding_ >= 0 && dilation_ >= 1,
-                    "`stride`, `padding` and `dilation` must be at least 1, 0 and 1, got ", stride_, ", ", padding_,
-                    " and ", dilation_);
-    // Every coordinate lies between -padding and size + padding, or in the kernel's span: the kernels use 32 bits.
+                    "`stride`, `padding` and `dilation` must be at least 1, 0 and 1, got ", stride_, ", ",
+                    padding_, " and ", dilation_);
+    // Every coordinate lies between -padding and size + padding, or in the kernel's span: the kernels use 32
+    // bits.
     const int64_t reach = INT_MAX / 2;
     STD_TORCH_CHECK(size_ <= reach && padding_ <= reach / 2 && stride_ <= reach && kernel_ <= reach &&
                         dilation_ <= reach && dilation_ * kernel_ <= reach,
-                    "the ", name, ", padding and dilated kernel must be under 2^30, got ", size_, ", ", padding_, " and ",
-                    dilation_, " * ", kernel_);
+                    "the ", name, ", padding and dilated kernel must be under 2^30, got ", size_, ", ",
+                    padding_, " and ", dilation_, " * ", kernel_);
     const int64_t span = size_ + 2 * padding_ - dilation_ * (kernel_ - 1) - 1;
-    STD_TORCH_CHECK(span >= 0, "the padded ", name, " must be at least the dilated kernel's, got ", size_ + 2 * padding_,
-                    " and ", dilation_ * (kernel_ - 1) + 1);
+    STD_TORCH_CHECK(span >= 0, "the padded ", name, " must be at least the dilated kernel's, got ",
+                    size_ + 2 * padding_, " and ", dilation_ * (kernel_ - 1) + 1);
     size = static_cast<int>(size_);
     kernel = static_cast<int>(kernel_);
     stride = static_cast<int>(stride_);
@@ -51,12 +53,13 @@ cuda::Conv2dShape shape_of(const Ints& input, const Ints& weight, const Ints& st
   check_count(padding, "padding", 2);
   check_count(dilation, "dilation", 2);
   STD_TORCH_CHECK(groups >= 1 && input[1] == weight[1] * groups && weight[0] % groups == 0,
-                  "`groups` must divide the channels into the weight's shape, got ", groups, " groups, ", input[1],
-                  " channels and a weight of [", weight[0], ", ", weight[1], ", ", weight[2], ", ", weight[3], "]");
+                  "`groups` must divide the channels into the weight's shape, got ", groups, " groups, ",
+                  input[1], " channels and a weight of [", weight[0], ", ", weight[1], ", ", weight[2], ", ",
+                  weight[3], "]");
   const Axis down("height", input[2], weight[2], stride[0], padding[0], dilation[0]);
   const Axis across("width", input[3], weight[3], stride[1], padding[1], dilation[1]);
-  return {input[0],    input[1],      weight[0],      groups,      down.size,       across.size,
-          down.kernel, across.kernel, down.out,       across.out,  down.stride,     across.stride,
+  return {input[0],     input[1],       weight[0],     groups,         down.size,   across.size,
+          down.kernel,  across.kernel,  down.out,      across.out,     down.stride, across.stride,
           down.padding, across.padding, down.dilation, across.dilation};
 }
 
@@ -72,8 +75,9 @@ void check_weight_words(const Tensor& words, const cuda::Conv2dShape& s, const T
   check_words(words, "words", s.out_channels, s.channels / s.groups * s.kernel_h * s.kernel_w, first);
 }
 
-Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words, const std::optional<Tensor>& bias,
-                     const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words,
+                     const std::optional<Tensor>& bias, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups) {
   check_layout(x, "x", 4, x);
   check_layout(weight, "weight", 4, x);
   check_same_type(weight, "weight", x);
@@ -83,14 +87,15 @@ Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words,
   const void* bias_or_null = bias_data(bias, x, shape.out_channels);
   const Launcher launcher(x);
   Tensor y = empty(x, output_size(shape), x.scalar_type());
-  launcher.check(cuda::masked_conv2d(x.const_data_ptr(), weight.const_data_ptr(), words_data(words), bias_or_null,
-                                     y.mutable_data_ptr(), shape, dtype, launcher.stream()),
+  launcher.check(cuda::masked_conv2d(x.const_data_ptr(), weight.const_data_ptr(), words_data(words),
+                                     bias_or_null, y.mutable_data_ptr(), shape, dtype, launcher.stream()),
                  "masked_conv2d");
   return y;
 }
 
-Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& words, const Ints& input_size,
-                                const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& words,
+                                const Ints& input_size, const Ints& stride, const Ints& padding,
+                                const Ints& dilation, int64_t groups) {
   check_layout(grad, "grad", 4, grad);
   check_layout(weight, "weight", 4, grad);
   check_same_type(weight, "weight", grad);
@@ -107,8 +112,9 @@ Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const 
   return input_grad;
 }
 
-Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words, const Ints& weight_size,
-                                 const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words,
+                                 const Ints& weight_size, const Ints& stride, const Ints& padding,
+                                 const Ints& dilation, int64_t groups) {
   check_layout(grad, "grad", 4, grad);
   check_layout(x, "x", 4, grad);
   check_same_type(x, "x", grad);
@@ -118,9 +124,10 @@ Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tens
   check_weight_words(words, shape, grad);
   const Launcher launcher(grad);
   Tensor weight_grad = empty(grad, weight_size, grad.scalar_type());
-  launcher.check(cuda::masked_conv2d_weight_grad(grad.const_data_ptr(), x.const_data_ptr(), words_data(words),
-                                                 weight_grad.mutable_data_ptr(), shape, dtype, launcher.stream()),
-                 "masked_conv2d_weight_grad");
+  launcher.check(
+      cuda::masked_conv2d_weight_grad(grad.const_data_ptr(), x.const_data_ptr(), words_data(words),
+                                      weight_grad.mutable_data_ptr(), shape, dtype, launcher.stream()),
+      "masked_conv2d_weight_grad");
   return weight_grad;
 }
 

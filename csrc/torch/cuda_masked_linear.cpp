@@ -6,14 +6,16 @@
 namespace sparseprune::torch_cuda {
 namespace {
 
-void check_matrix(const Tensor& matrix, const char* name, int64_t rows, int64_t columns, const Tensor& first) {
+void check_matrix(const Tensor& matrix, const char* name, int64_t rows, int64_t columns,
+                  const Tensor& first) {
   check_layout(matrix, name, 2, first);
   check_same_type(matrix, name, first);
   check_size(matrix, name, 0, rows);
   check_size(matrix, name, 1, columns);
 }
 
-Tensor masked_linear(const Tensor& x, const Tensor& weight, const Tensor& words, const std::optional<Tensor>& bias) {
+Tensor masked_linear(const Tensor& x, const Tensor& weight, const Tensor& words,
+                     const std::optional<Tensor>& bias) {
   check_layout(x, "x", 2, x);
   check_layout(weight, "weight", 2, x);
   const cuda::LinearShape shape{x.size(0), x.size(1), weight.size(0)};
@@ -23,8 +25,8 @@ Tensor masked_linear(const Tensor& x, const Tensor& weight, const Tensor& words,
   const void* bias_or_null = bias_data(bias, x, shape.out_features);
   const Launcher launcher(x);
   Tensor y = empty(x, {shape.batch, shape.out_features}, x.scalar_type());
-  launcher.check(cuda::masked_linear(x.const_data_ptr(), weight.const_data_ptr(), words_data(words), bias_or_null,
-                                     y.mutable_data_ptr(), shape, dtype, launcher.stream()),
+  launcher.check(cuda::masked_linear(x.const_data_ptr(), weight.const_data_ptr(), words_data(words),
+                                     bias_or_null, y.mutable_data_ptr(), shape, dtype, launcher.stream()),
                  "masked_linear");
   return y;
 }
@@ -55,9 +57,10 @@ Tensor masked_linear_weight_grad(const Tensor& grad, const Tensor& x, const Tens
   check_words(words, "words", shape.out_features, shape.in_features, grad);
   const Launcher launcher(grad);
   Tensor weight_grad = empty(grad, {shape.out_features, shape.in_features}, grad.scalar_type());
-  launcher.check(cuda::masked_linear_weight_grad(grad.const_data_ptr(), x.const_data_ptr(), words_data(words),
-                                                 weight_grad.mutable_data_ptr(), shape, dtype, launcher.stream()),
-                 "masked_linear_weight_grad");
+  launcher.check(
+      cuda::masked_linear_weight_grad(grad.const_data_ptr(), x.const_data_ptr(), words_data(words),
+                                      weight_grad.mutable_data_ptr(), shape, dtype, launcher.stream()),
+      "masked_linear_weight_grad");
   return weight_grad;
 }
 

@@ -6,10 +6,12 @@
 namespace sparseprune::torch_cuda {
 namespace {
 
-std::vector<Tensor> topk_mask(const std::vector<Tensor>& scores, const std::vector<Tensor>& candidates, int64_t k) {
+std::vector<Tensor> topk_mask(const std::vector<Tensor>& scores, const std::vector<Tensor>& candidates,
+                              int64_t k) {
   STD_TORCH_CHECK(!scores.empty(), "`scores` must hold at least one CUDA tensor, got an empty list");
-  STD_TORCH_CHECK(candidates.empty() || candidates.size() == scores.size(), "`candidates` must be as many as `scores`, ",
-                  scores.size(), ", or none, got ", candidates.size());
+  STD_TORCH_CHECK(candidates.empty() || candidates.size() == scores.size(),
+                  "`candidates` must be as many as `scores`, ", scores.size(), ", or none, got ",
+                  candidates.size());
   STD_TORCH_CHECK(k >= 0, "`k` must be at least 0, got ", k);
   const Tensor& first = scores.front();
   const Dtype dtype = dtype_of(first, "scores");
@@ -32,10 +34,10 @@ std::vector<Tensor> topk_mask(const std::vector<Tensor>& scores, const std::vect
   results.push_back(empty(first, {2}, ScalarType::Long));
   const auto workspace_size = static_cast<int64_t>(cuda::topk_mask_workspace_size(table.data(), count));
   const Tensor workspace = empty(first, {workspace_size}, ScalarType::Byte);
-  launcher.check(cuda::topk_mask(table.data(), count, dtype, k,
-                                 static_cast<int64_t*>(results.back().mutable_data_ptr()),
-                                 workspace.mutable_data_ptr(), launcher.stream()),
-                 "topk_mask");
+  launcher.check(
+      cuda::topk_mask(table.data(), count, dtype, k, static_cast<int64_t*>(results.back().mutable_data_ptr()),
+                      workspace.mutable_data_ptr(), launcher.stream()),
+      "topk_mask");
   return results;
 }
 

@@ -48,7 +48,7 @@ def test_test_folder_may_be_called_test(folder):
 
 @pytest.mark.parametrize(("width", "height"), [(32, 16), (16, 32), (16, 16)])
 def test_the_centre_is_cropped_after_scaling_the_shorter_side_to_8_7ths(tmp_path, width, height):
-    slope = bytes(5 * (x + y) for y in range(height) for x in range(width))
+    slope = bytes(5 * x + 2 * y for y in range(height) for x in range(width))
     image = Image.frombytes("L", (width, height), slope)
     for part in ("train", "val"):
         (tmp_path / part / "only").mkdir(parents=True)

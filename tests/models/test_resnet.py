@@ -9,11 +9,6 @@ import torch
 from sparseprune import models
 from torch import nn
 
-# torch lists the functions that `with torch.device(...)` redirects at its first use: let that be before a
-# fixture replaces torch.empty, or models would be built on the CPU below.
-with torch.device("meta"):
-    torch.zeros(0)
-
 # depth: blocks, bottleneck, parameters, SHA-256 of torchvision's sorted lines "name (shape)" (state_dict).
 NETWORKS = {
     18: ([2] * 4, False, 11_689_512, "5191d63ec398959223d67ef37376f9061e6965b859fc2d4e40e23d037147a0d7"),

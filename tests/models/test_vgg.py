@@ -46,6 +46,14 @@ def test_the_head_averages_2x2_positions():
     torch.testing.assert_close(model(features), model.fc(features.mean(dim=(2, 3))))
 
 
+def test_a_block_is_convolution_norm_and_relu():
+    block = models.vgg11_bn(5).layers[0].eval()
+    block.bn.running_mean.normal_()
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(block(x), block.bn(block.conv(x)).clamp(min=0))
+    assert block.bn(block.conv(x)).min() < 0
+
+
 def test_is_initialised_by_kaiming_fan_in():
     model = models.vgg16_bn(100, generator=torch.Generator().manual_seed(1))
     for module in model.modules():

@@ -39,12 +39,12 @@ void linear_grad(Address a, Address b, Address words, Address out, std::array<in
 // shape: the four 64-bit and then the twelve 32-bit members of Conv2dShape, in order.
 Conv2dShape conv_shape(const std::array<int64_t, 16>& s) {
   const auto narrow = [&](int i) { return static_cast<int>(s[static_cast<size_t>(i)]); };
-  return {s[0],      s[1],      s[2],      s[3],      narrow(4),  narrow(5),  narrow(6),  narrow(7),
+  return {s[0],      s[1],      s[2],       s[3],       narrow(4),  narrow(5),  narrow(6),  narrow(7),
           narrow(8), narrow(9), narrow(10), narrow(11), narrow(12), narrow(13), narrow(14), narrow(15)};
 }
 
-using ConvFunction = cudaError_t (*)(const void*, const void*, const uint32_t*, void*, const Conv2dShape&, Dtype,
-                                     cudaStream_t);
+using ConvFunction = cudaError_t (*)(const void*, const void*, const uint32_t*, void*, const Conv2dShape&,
+                                     Dtype, cudaStream_t);
 template <ConvFunction function>
 void conv_grad(Address a, Address b, Address words, Address out, std::array<int64_t, 16> shape, int dtype) {
   check(function(at<void>(a), at<void>(b), at<uint32_t>(words), at<void>(out), conv_shape(shape),

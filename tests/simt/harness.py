@@ -30,7 +30,7 @@ DTYPES = (
 )  # in the order of sparseprune::cuda::Dtype
 GUARD = 64  # bytes before and after every output, a multiple of any vector load
 
-# -fno-gnu-unique: several builds live in one process. Three blocks at most make every kernel stride over its work.
+# -fno-gnu-unique: several builds live in one process. With three blocks at most every kernel has to stride.
 FLAGS = (
     "-std=c++17",
     "-O1",
@@ -50,8 +50,8 @@ def build(folder: Path, edits: Mapping[str, Edit] | None = None) -> ModuleType:
 
     Args:
         folder: where the compiler's results go and stay.
-        edits: file name in csrc/cuda -> a function from its text to the text to be compiled instead. Only what
-            includes an edited file is compiled again.
+        edits: file name in csrc/cuda -> a function from its text to the text to be compiled instead. Only
+            what includes an edited file is compiled again.
     """
     sources = {path.name: path.read_text() for path in sorted((CSRC / "cuda").glob("*.cu*"))}
     target = _target(folder, sources)
@@ -102,7 +102,7 @@ def _included(name: str, sources: Mapping[str, str]) -> set[str]:
 
 
 def _compile(target: Path, module: Path, kernels: set[str], reused: Path | None) -> None:
-    """The kernels and the machine in one library, which has no other thread-local variables; the module beside it.
+    """The kernels and the machine become one library, which has no other thread-locals; the module another.
 
     Objects that are not to be compiled are those in ``reused``.
     """

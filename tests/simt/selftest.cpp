@@ -14,7 +14,9 @@ void launch(void (*kernel)(Params...), unsigned blocks, unsigned threads, size_t
   cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), pointers, shared_bytes, nullptr);
 }
 
-__global__ void order_kernel(unsigned* order, unsigned* counter) { order[atomicAdd(counter, 1u)] = threadIdx.x; }
+__global__ void order_kernel(unsigned* order, unsigned* counter) {
+  order[atomicAdd(counter, 1u)] = threadIdx.x;
+}
 
 __global__ void poison_kernel(unsigned* found) {
   __shared__ uint8_t fixed[kBytes];

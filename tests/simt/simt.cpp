@@ -65,7 +65,8 @@ Machine& machine() {
 }
 
 std::string text(dim3 index) {
-  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) + ")";
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " + std::to_string(index.z) +
+         ")";
 }
 
 void fiber_main() {
@@ -100,7 +101,7 @@ int poison_if_own(dl_phdr_info* info, size_t, void*) {
   bool contains = false;
   size_t size = 0;
   for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const ElfW(Phdr)& header = info->dlpi_phdr[i];
+    const ElfW(Phdr) & header = info->dlpi_phdr[i];
     const ElfW(Addr) start = info->dlpi_addr + header.p_vaddr;
     if (header.p_type == PT_LOAD && own >= start && own < start + header.p_memsz) contains = true;
     if (header.p_type == PT_TLS) size = header.p_memsz;
@@ -152,8 +153,9 @@ std::string deadlock() {
   return message;
 }
 
-// Chooses a thread that can run, if there is one. One warp is preferred for as long as it can run, save now and then
-// (how often differs by block): so warps get far ahead of each other, which a choice among all threads would prevent.
+// Chooses a thread that can run, if there is one. One warp is preferred for as long as it can run, save now
+// and then (how often differs by block): so warps get far ahead of each other, which a choice among all
+// threads would prevent.
 bool pick_thread() {
   Machine& m = machine();
   if (m.ready[m.favourite].empty() || m.random() % m.change_one_in == 0) {
@@ -179,8 +181,10 @@ void run_block() {
     resume(m.fibers[m.running]);
   }
   const auto done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
-  if (m.failure.empty() && !std::all_of(m.fibers.begin(), m.fibers.begin() + m.threads, done)) m.failure = deadlock();
-  if (!m.failure.empty()) throw std::runtime_error("block " + text(blockIdx) + ": " + std::exchange(m.failure, {}));
+  if (m.failure.empty() && !std::all_of(m.fibers.begin(), m.fibers.begin() + m.threads, done))
+    m.failure = deadlock();
+  if (!m.failure.empty())
+    throw std::runtime_error("block " + text(blockIdx) + ": " + std::exchange(m.failure, {}));
 }
 
 }  // namespace
@@ -220,9 +224,11 @@ const uint64_t* meet(Meeting kind, unsigned mask, uint64_t value) {
   const unsigned self = m.running, first = self / kWarp * kWarp;
   if (!(mask >> lane() & 1u)) fail("a warp primitive's mask does not name the calling lane");
   auto& open = m.gatherings[self / kWarp];
-  auto found = std::find_if(open.begin(), open.end(), [&](const Gathering& g) { return (g.mask & mask) != 0; });
+  auto found =
+      std::find_if(open.begin(), open.end(), [&](const Gathering& g) { return (g.mask & mask) != 0; });
   if (found == open.end()) found = open.insert(open.end(), Gathering{kind, mask, 0, {}});
-  if (found->kind != kind || found->mask != mask) fail("lanes of a warp meet at different primitives or masks");
+  if (found->kind != kind || found->mask != mask)
+    fail("lanes of a warp meet at different primitives or masks");
   found->values[lane()] = value;
   found->arrived |= 1u << lane();
   m.fibers[self].state = State::kAtMeeting;

@@ -26,8 +26,8 @@ inline __half __float2half_rn(float value) {
   const float magnitude = std::fabs(value);
   if (value != value) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (magnitude >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00u)};
-  // In units of the last place of its binade the magnitude is an integer plus a fraction to be rounded; a carry out
-  // of the fraction bits increments the exponent, as it must.
+  // In units of the last place of its binade the magnitude is an integer plus a fraction to be rounded; a
+  // carry out of the fraction bits increments the exponent, as it must.
   int exponent = 0;
   std::frexp(magnitude, &exponent);
   if (exponent < -13 || magnitude == 0.0f) exponent = -13;

@@ -23,8 +23,8 @@ void run_kernel(void (*kernel)(Params...), dim3 grid, dim3 block, void** args, s
 }  // namespace simt
 
 template <class... Params>
-cudaError_t cudaLaunchKernel(void (*kernel)(Params...), dim3 grid, dim3 block, void** args, size_t shared_bytes,
-                             cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(Params...), dim3 grid, dim3 block, void** args,
+                             size_t shared_bytes, cudaStream_t) {
   const auto empty = [](dim3 size) { return size.x == 0 || size.y == 0 || size.z == 0; };
   if (empty(grid) || empty(block) || block.x * block.y * block.z > 1024) return cudaErrorInvalidConfiguration;
   simt::run_kernel(kernel, grid, block, args, shared_bytes, std::index_sequence_for<Params...>{});

@@ -1,11 +1,13 @@
 // A SIMT machine on one CPU core, enough of CUDA to run the kernels of csrc/cuda compiled by a C++ compiler.
 //
-// The threads of a block are fibers of one OS thread. A fiber runs until it meets the others (a barrier, a warp
-// primitive) or an atomic; then a thread chosen at random, by seed, among those that can run goes on, with a liking for
-// one warp at a time. Whatever is right only for some orders of the threads therefore goes wrong under some seed.
+// The threads of a block are fibers of one OS thread. A fiber runs until it meets the others (a barrier, a
+// warp primitive) or an atomic; then a thread chosen at random, by seed, among those that can run goes on,
+// with a liking for one warp at a time. Whatever is right only for some orders of the threads therefore goes
+// wrong under some seed.
 //
-// Shared memory: `__shared__` is `thread_local`, so that the shared variables of all kernels are the thread-local
-// block of this library, which is filled with 0xff (NaN, -1) before every block. Nothing else here may be thread_local.
+// Shared memory: `__shared__` is `thread_local`, so that the shared variables of all kernels are the
+// thread-local block of this library, which is filled with 0xff (NaN, -1) before every block. Nothing else
+// here may be thread_local.
 #pragma once
 
 #include <cstddef>

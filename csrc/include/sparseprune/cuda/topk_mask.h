@@ -1,11 +1,12 @@
 // Exact top k over a list of score arrays on a CUDA device, as packed masks.
 //
-// Exactly min(k, competing) bits are set: the largest competing scores over all tensors; ties (-0.0 equals +0.0) go
-// to the lowest (tensor, flat index). A slot competes where its candidate bit is set, or everywhere without
-// candidates; the score of another slot is never looked at. Integer atomics only: same inputs, same bits.
-// status[0] = index of the first tensor with a NaN in a competing slot, or -1 (the words are then unspecified);
-// status[1] = number of competing slots. Every word of every output is written. Nothing is waited for, also not
-// between passes, and the table of tensors travels in kernel arguments, so the call can be captured in a graph.
+// Exactly min(k, competing) bits are set: the largest competing scores over all tensors; ties (-0.0 equals
+// +0.0) go to the lowest (tensor, flat index). A slot competes where its candidate bit is set, or everywhere
+// without candidates; the score of another slot is never looked at. Integer atomics only: same inputs, same
+// bits. status[0] = index of the first tensor with a NaN in a competing slot, or -1 (the words are then
+// unspecified); status[1] = number of competing slots. Every word of every output is written. Nothing is
+// waited for, also not between passes, and the table of tensors travels in kernel arguments, so the call can
+// be captured in a graph.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,8 @@
 
 namespace sparseprune::cuda {
 
-// Device pointers of one tensor: scores [rows, columns], candidates (or null) and kept [rows, words_per_row(columns)].
+// Device pointers of one tensor: scores [rows, columns], candidates (or null) and kept [rows,
+// words_per_row(columns)].
 struct TopkTensor {
   const void* scores;
   const uint32_t* candidates;

@@ -103,7 +103,13 @@ def test_a_damaged_file_is_named(tmp_path, contents, name, damage, message):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-9], lambda b: b[:40] + b"\xff" * 30 + b[70:], lambda b: b[:12]]
+    "damage",
+    [
+        lambda b: b[:-9],
+        lambda b: b[:12],
+        lambda b: b[:10] + b"\xff" * 20 + b[30:],  # no such kind of block
+        lambda b: b[:-8] + b"\0\0\0\0" + b[-4:],  # another checksum
+    ],
 )
 def test_damaged_compression_is_named(tmp_path, contents, damage):
     write(tmp_path, contents, compress=True)
