@@ -21,6 +21,7 @@ from .masks import BitMask as BitMask
 from .masks import Masks as Masks
 from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseLinear as SparseLinear
+from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
 from .nn import sparsify as sparsify
 from .ops.masked_conv2d import masked_conv2d as masked_conv2d

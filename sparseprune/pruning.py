@@ -43,7 +43,9 @@ class Progress:
 def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
     """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
 
-    Biases and norms are never among them. A weight shared by several layers stands under its first name.
+    Biases and norms are never among them. A weight shared by several layers stands under its first name. Subclasses
+    count too, so a mask may be for a layer that ``sparsify`` has no twin of (attention's output projection); such a
+    mask is for ``masks.apply_`` or left out with ``exclude``.
 
     Args:
         model: any module.

@@ -18,14 +18,16 @@ LayerT = TypeVar("LayerT", bound="SparseLayer")
 class SparseLayer(nn.Module):
     """What the sparse layers share: the mask, its storage, and how the two are saved and loaded.
 
-    The storage is *owned*: ``weight`` is the plain Parameter of the dense layer, kept exactly zero at pruned slots.
-    Its gradient is exactly zero there, so every optimizer that works entry by entry (SGD, Adam, AdamW, RMSprop, ...,
-    with momentum, weight decay, clipping, foreach or fused) leaves those slots and its own state for them at zero.
-    The layer still never reads a pruned slot: whatever is written there by hand reaches no output and no gradient.
+    The storage is *owned*: ``weight`` is the plain Parameter of the dense layer, kept exactly zero at pruned
+    slots. Its gradient is exactly zero there, so every optimizer that works entry by entry (SGD, Adam, AdamW,
+    RMSprop, ..., with momentum, weight decay, clipping, foreach or fused) leaves those slots and its own
+    state for them at zero. The layer still never reads a pruned slot: whatever is written there by hand
+    reaches no output and no gradient.
 
-    ``state_dict()`` holds the dense layer's keys and ``weight_mask``. Loading a dense checkpoint, strictly too, keeps
-    the mask and zeroes what it prunes; loading a sparse one takes both weight and mask from it. For the way back, see
-    :func:`dense_state_dict`. On the meta device the mask has no values, and only a sparse checkpoint can give it any.
+    ``state_dict()`` holds the dense layer's keys and ``weight_mask``. Loading a dense checkpoint, strictly
+    too, keeps the mask and zeroes what it prunes; loading a sparse one takes both weight and mask from it.
+    For the way back, see :func:`dense_state_dict`. On the meta device the mask has no values, and only a
+    sparse checkpoint can give it any.
 
     ``torch.optim.swa_utils.AveragedModel`` must keep its default ``use_buffers=False``: bits have no average.
 
@@ -52,8 +54,8 @@ class SparseLayer(nn.Module):
 
         Raises:
             TypeError: ``layer`` is of another class, or ``mask`` of another type.
-            ValueError: the weight is computed by something else or of an exotic dtype, or the mask's shape or device
-                is not the weight's.
+            ValueError: the weight is computed by something else or of an exotic dtype, or the mask's shape or
+                device is not the weight's.
         """
         if type(layer) is not cls.dense_type:
             raise TypeError(f"layer must be exactly a {cls.dense_type.__name__}, got {type(layer).__name__}")
@@ -69,14 +71,15 @@ class SparseLayer(nn.Module):
     @property
     def mask(self) -> BitMask:
         """A copy of the mask: which weights are kept."""
-        # Checked wherever it came from (constructor, set_mask, load_state_dict), so a GPU need not be waited for here.
+        # Checked wherever it came from (constructor, set_mask, load_state_dict): no wait for a GPU here.
         return BitMask._trusted(self.weight_mask.clone(), self.weight.shape)
 
     def set_mask(self, mask: BitMask | Tensor) -> None:
         """Replace the mask in place: no new tensor, so compiled code stays valid.
 
-        Slots that the new mask prunes are zeroed in ``weight`` and ``weight.grad``; slots that it brings back start
-        from zero. An optimizer's momentum is out of reach here: ``sparsify(model, masks, optimizer=optimizer)``.
+        Slots that the new mask prunes are zeroed in ``weight`` and ``weight.grad``; slots that it brings back
+        start from zero. An optimizer's momentum is out of reach here: ``sparsify(model, masks,
+        optimizer=optimizer)``.
 
         Args:
             mask: BitMask or bool tensor of the weight's shape, on its device; True = keep.
@@ -158,7 +161,9 @@ def checked(mask: BitMask | Tensor, weight: Tensor, argument: str = "mask") -> B
         kind = f"a {mask.dtype} tensor" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{argument} must be a BitMask or a bool tensor, got {kind}")
     if mask.shape != weight.shape:
-        raise ValueError(f"{argument} must have its weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"{argument} must have its weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
+        )
     if mask.device != weight.device:
         raise ValueError(
             f"{argument} must be on its weight's device {weight.device}, got {mask.device}; "

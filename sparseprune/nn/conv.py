@@ -15,8 +15,8 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     """y = conv2d(x, W . m) + b, where pruned entries of W are zero and never read.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype:
-            as for ``nn.Conv2d``, with every padding mode, "same" and "valid".
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
+            dtype: as for ``nn.Conv2d``, with every padding mode, "same" and "valid".
         mask: BitMask or bool tensor (out_channels, in_channels / groups, kh, kw), on the weight's device,
             True = keep; None keeps all.
 
@@ -48,10 +48,14 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
-        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+        self._own(
+            BitMask.ones(self.weight.shape, self.weight.device)
+            if mask is None
+            else checked(mask, self.weight)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
-        """x (N, in_channels, H, W) or (in_channels, H, W) -> y (N, out_channels, H', W') or (out_channels, H', W')."""
+        """x ([N,] in_channels, H, W) -> y ([N,] out_channels, H', W')."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

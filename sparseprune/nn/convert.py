@@ -14,7 +14,9 @@ from .base import SparseLayer, checked, refusal, zero_outside
 from .conv import SparseConv2d
 from .linear import SparseLinear
 
-SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
+SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {
+    c.dense_type: c for c in (SparseLinear, SparseConv2d)
+}
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -33,21 +35,23 @@ def sparsify(
 ) -> ModelT:
     """Hold masks in a model: in place, and the model is returned.
 
-    Each ``nn.Linear`` and ``nn.Conv2d`` with a mask becomes a :class:`SparseLinear` or :class:`SparseConv2d`; one that
-    is sparse already gets its mask replaced, as by ``set_mask``. The module objects stay the same, so parameters,
-    optimizers, hooks, training mode and references to a layer remain valid. Pruned slots of weights and of their
-    ``.grad`` become zero. Layers without a mask in ``masks`` are left as they are. Tied weights share one mask.
+    Each ``nn.Linear`` and ``nn.Conv2d`` with a mask becomes a :class:`SparseLinear` or :class:`SparseConv2d`;
+    one that is sparse already gets its mask replaced, as by ``set_mask``. The module objects stay the same,
+    so parameters, optimizers, hooks, training mode and references to a layer remain valid. Pruned slots of
+    weights and of their ``.grad`` become zero. Layers without a mask in ``masks`` are left as they are. Tied
+    weights share one mask.
 
-    Pass the ``optimizer`` whenever it has stepped already: its momentum for a pruned weight would move that weight
-    away from zero again. Every state tensor of a weight's shape (momentum_buffer, exp_avg, exp_avg_sq, ...) becomes
-    zero at pruned slots, and a slot brought back starts with zero state. LBFGS mixes all entries, so its history is
-    dropped. An optimizer whose update mixes the entries of one weight (Muon) leaves non-zero values in pruned slots;
-    they are never read, and :func:`densify` and ``set_mask`` clear them.
+    Pass the ``optimizer`` whenever it has stepped already: its momentum for a pruned weight would move that
+    weight away from zero again. Every state tensor of a weight's shape (momentum_buffer, exp_avg, exp_avg_sq,
+    ...) becomes zero at pruned slots, and a slot brought back starts with zero state. LBFGS mixes all
+    entries, so its history is dropped. An optimizer whose update mixes the entries of one weight (Muon)
+    leaves non-zero values in pruned slots; they are never read, and :func:`densify` and ``set_mask`` clear
+    them.
 
     Args:
         model: the model; a single layer, too.
-        masks: parameter name, as in ``model.named_parameters()`` -> BitMask or bool tensor of the weight's shape, on
-            its device; True = keep. Usually ``Masks``.
+        masks: parameter name, as in ``model.named_parameters()`` -> BitMask or bool tensor of the weight's
+            shape, on its device; True = keep. Usually ``Masks``.
         optimizer: the optimizer of the model's parameters.
 
     Returns:
@@ -55,9 +59,10 @@ def sparsify(
 
     Raises:
         TypeError: a mask is neither a BitMask nor a bool tensor, or ``optimizer`` is no torch optimizer.
-        ValueError: a name is unknown or is not the weight of a plain ``nn.Linear`` or ``nn.Conv2d`` (subclasses may
-            use the weight in ways of their own, so they are refused), a shape or device differs, masks of tied
-            weights disagree, or ``optimizer`` holds none of the weights. Nothing is changed then.
+        ValueError: a name is unknown or is not the weight of a plain ``nn.Linear`` or ``nn.Conv2d``
+            (subclasses may use the weight in ways of their own, so they are refused), a shape or device
+            differs, masks of tied weights disagree, or ``optimizer`` holds none of the weights. Nothing is
+            changed then.
     """
     changes = _plan(model, masks)
     if optimizer is not None:
@@ -81,8 +86,8 @@ def sparsify(
 def densify(model: ModelT) -> ModelT:
     """Undo :func:`sparsify`: in place, and the model is returned.
 
-    Every sparse layer becomes ``nn.Linear`` or ``nn.Conv2d`` again: the same module and Parameter objects, zeros
-    written into the pruned slots, no mask left.
+    Every sparse layer becomes ``nn.Linear`` or ``nn.Conv2d`` again: the same module and Parameter objects,
+    zeros written into the pruned slots, no mask left.
 
     Raises:
         ValueError: a layer is of a subclass of ours, which has no dense twin. Nothing is changed then.
@@ -90,7 +95,9 @@ def densify(model: ModelT) -> ModelT:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     for name, layer in layers.items():
         if type(layer) not in SPARSE_TYPES.values():
-            raise ValueError(f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}")
+            raise ValueError(
+                f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}"
+            )
     for layer in layers.values():
         layer._zero_outside(layer.mask)
         del layer.weight_mask
@@ -123,7 +130,9 @@ def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Chan
         layers = [module for _, module, _ in holders[weight]]
         first = changes.setdefault(weight, _Change(name, weight, mask, layers))
         if first.name != name and first.mask != mask:
-            raise ValueError(f"masks of tied weights must be equal, got different ones for {first.name!r} and {name!r}")
+            raise ValueError(
+                f"masks of tied weights must be equal, got different ones for {first.name!r} and {name!r}"
+            )
     return list(changes.values())
 
 
@@ -155,7 +164,9 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if changes and not any(id(change.weight) in held for change in changes):
-        raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")
+        raise ValueError(
+            "optimizer must hold the model's parameters, got one that holds none of the masked weights"
+        )
 
 
 def _zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:

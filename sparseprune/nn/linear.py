@@ -15,7 +15,8 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     Args:
         in_features, out_features, bias, device, dtype: as for ``nn.Linear``.
-        mask: BitMask or bool tensor (out_features, in_features), on the weight's device, True = keep; None keeps all.
+        mask: BitMask or bool tensor (out_features, in_features), on the weight's device, True = keep; None
+        keeps all.
 
     Raises:
         TypeError: ``mask`` is of another type.
@@ -39,7 +40,11 @@ class SparseLinear(SparseLayer, nn.Linear):
         mask: BitMask | Tensor | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+        self._own(
+            BitMask.ones(self.weight.shape, self.weight.device)
+            if mask is None
+            else checked(mask, self.weight)
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> y (..., out_features)."""

@@ -15,9 +15,10 @@ from ..ops.bitmask import BitMask
 def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, Any]:
     """The state dict of the dense model: no ``weight_mask`` keys, zeros written into the pruned slots.
 
-    ``dense_model.load_state_dict(dense_state_dict(sparse_model))`` is strict and complete. A stock ``nn.Linear`` cannot
-    load a sparse layer's own state dict strictly: torch reports every key that the module does not have, and a layer
-    that is not ours has no place for a hook that a pickled or freshly built model would keep.
+    ``dense_model.load_state_dict(dense_state_dict(sparse_model))`` is strict and complete. A stock
+    ``nn.Linear`` cannot load a sparse layer's own state dict strictly: torch reports every key that the
+    module does not have, and a layer that is not ours has no place for a hook that a pickled or freshly built
+    model would keep.
 
     Args:
         source: a model, or its state dict; entries that are not ours stay as they are.

@@ -137,7 +137,7 @@ def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
     As for ``F.linear``: float64 is left alone.
     """
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return [x, *others]
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]

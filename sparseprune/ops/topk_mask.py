@@ -63,6 +63,8 @@ def topk_mask(
     if not 0 <= k <= sum(competing):
         raise ValueError(f"k must be between 0 and the {sum(competing)} competing scores, got {k}")
 
+    if not scores:
+        return []
     if floors is None or not any(floors):
         words = _select(rows, candidates, k, names, backend)
     else:

@@ -28,14 +28,17 @@ CONVS = {
     "same, even kernel": ((2, 6, 7, 8), {"kernel_size": (2, 4), "padding": "same"}),
     "reflect": ((2, 6, 7, 8), {"padding": (1, 2), "padding_mode": "reflect", "stride": 2}),
     "replicate": ((2, 6, 7, 8), {"padding": 2, "padding_mode": "replicate"}),
-    "circular, same, even kernel": ((2, 6, 7, 8), {"kernel_size": 4, "padding": "same", "padding_mode": "circular"}),
+    "circular, same, even kernel": (
+        (2, 6, 7, 8),
+        {"kernel_size": 4, "padding": "same", "padding_mode": "circular"},
+    ),
     "one image": ((6, 7, 8), {"padding": 1}),
     "empty batch": ((0, 6, 7, 8), {}),
 }
 
 
 def twins(kind, options, dtype=torch.float32):
-    """A sparse layer at density 0.4 with NaN and infinity written into its pruned slots, and the dense one."""
+    """A dense layer, and its sparse twin at density 0.4 with NaN and infinity in its pruned slots."""
     if kind == "linear":
         options = {"in_features": 37, "out_features": 5, **options}
         dense, sparse = nn.Linear(**options, dtype=dtype), SparseLinear(**options, dtype=dtype)
@@ -80,7 +83,9 @@ def test_equals_dense_with_zeros(kind, case, dtype):
         return torch.where(mask, result, 0) if i == 2 else result
 
     for i, result in enumerate(actual):
-        assert_as_accurate(result, lambda *inputs, i=i: expected(i, *inputs), (x, grad, dense.weight, dense.bias))
+        assert_as_accurate(
+            result, lambda *inputs, i=i: expected(i, *inputs), (x, grad, dense.weight, dense.bias)
+        )
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("linear", (3, 37)), ("conv", (2, 6, 5, 5))])
@@ -121,7 +126,9 @@ def test_channels_last():
     x = torch.randn(2, 6, 5, 5)
     expected = sparse(x)
     sparse.to(memory_format=torch.channels_last)
-    assert sparse.weight.is_contiguous(memory_format=torch.channels_last) and not sparse.weight.is_contiguous()
+    assert (
+        sparse.weight.is_contiguous(memory_format=torch.channels_last) and not sparse.weight.is_contiguous()
+    )
     actual = sparse(x.to(memory_format=torch.channels_last))
     assert actual.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(actual, expected)

@@ -40,7 +40,9 @@ def test_mask_is_a_copy():
 
 
 def test_extra_repr_shows_density():
-    assert "in_features=4, out_features=2, bias=True, density=0.25" in repr(SparseLinear(4, 2, mask=torch.eye(2, 4) > 0))
+    assert "in_features=4, out_features=2, bias=True, density=0.25" in repr(
+        SparseLinear(4, 2, mask=torch.eye(2, 4) > 0)
+    )
 
 
 def test_same_numbers_as_the_dense_constructor():
@@ -93,13 +95,21 @@ def test_reset_parameters_keeps_the_mask():
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
-        (torch.ones(4, 39, dtype=torch.bool), ValueError, r"mask must have its weight's shape \(4, 40\), got \(4, 39\)"),
+        (
+            torch.ones(4, 39, dtype=torch.bool),
+            ValueError,
+            r"mask must have its weight's shape \(4, 40\), got \(4, 39\)",
+        ),
         (torch.ones(160, dtype=torch.bool), ValueError, "mask must have its weight's shape"),
         (BitMask.ones((40, 4)), ValueError, "mask must have its weight's shape"),
         (torch.ones(4, 40), TypeError, "mask must be a BitMask or a bool tensor, got a torch.float32 tensor"),
         (torch.ones(4, 2, dtype=torch.int32), TypeError, "mask must be a BitMask or a bool tensor"),
         ([[True]], TypeError, "mask must be a BitMask or a bool tensor, got list"),
-        (torch.ones(4, 40, dtype=torch.bool, device="meta"), ValueError, "mask must be on its weight's device cpu"),
+        (
+            torch.ones(4, 40, dtype=torch.bool, device="meta"),
+            ValueError,
+            "mask must be on its weight's device cpu",
+        ),
     ],
 )
 def test_bad_masks_change_nothing(mask, error, message):

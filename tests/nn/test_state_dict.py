@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sparseprune import BitMask
 from sparseprune.nn import SparseConv2d, SparseLinear, dense_state_dict, sparsify
@@ -84,12 +85,16 @@ def test_dense_state_dict_of_one_layer():
 
 def test_dense_state_dict_leaves_what_is_not_ours():
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    nn.utils.prune.random_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[0], "weight", 0.5)
     state = {**model.state_dict(), "step": 3}
     assert dense_state_dict(state) == state and dense_state_dict(state) is not state
+    own = {"weight": torch.zeros(3, 3), "weight_mask": torch.ones(3, 3)}
+    assert dense_state_dict(own) == own
     with pytest.raises(TypeError, match="source must be a model or a state dict, got list"):
         dense_state_dict([])
-    with pytest.raises(ValueError, match=r"source\['weight_mask'\] must be the packed mask of its weight: words must"):
+    with pytest.raises(
+        ValueError, match=r"source\['weight_mask'\] must be the packed mask of its weight: words must"
+    ):
         dense_state_dict({"weight": torch.zeros(4, 40), "weight_mask": torch.zeros(4, 1, dtype=torch.int32)})
 
 
@@ -110,7 +115,10 @@ def test_through_a_file():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (torch.zeros(5, 4, dtype=torch.int32), r"2.weight_mask must be the packed mask of 2.weight: words must have sha"),
+        (
+            torch.zeros(5, 4, dtype=torch.int32),
+            r"2.weight_mask must be the packed mask of 2.weight: words must have sha",
+        ),
         (torch.zeros(5, 2, dtype=torch.int64), r"words must be an int32 tensor, got torch.int64"),
         (torch.ones(5, 64), r"words must be an int32 tensor, got torch.float32"),
         ("words", r"words must be an int32 tensor, got str"),
@@ -128,7 +136,9 @@ def test_stray_bits_are_reported():
     layer = SparseConv2d(3, 4, 3)
     words = layer.weight_mask.clone()
     words[1, 1] = -1
-    with pytest.raises(RuntimeError, match="weight_mask must be the packed mask of weight: words must have no bits set"):
+    with pytest.raises(
+        RuntimeError, match="weight_mask must be the packed mask of weight: words must have no bits set"
+    ):
         layer.load_state_dict({**layer.state_dict(), "weight_mask": words})
     assert layer.density == 1
 

@@ -210,3 +210,9 @@ CONV_ERRORS = {
 def test_conv_errors(kind, message, options):
     with pytest.raises(kind, match=message):
         sp.masked_conv2d(IMAGE, KERNEL, torch.ones(6, 2, 3, 3, dtype=torch.bool), **options)
+
+
+def test_shapes_are_known_without_values():
+    """On the meta device, where models are planned before they exist."""
+    x, weight = torch.empty(2, 4, device="meta"), torch.empty(3, 4, device="meta")
+    assert sp.masked_linear(x, weight, torch.empty(3, 2, dtype=torch.int32, device="meta")).shape == (2, 3)
