@@ -26,7 +26,7 @@ class LayerRow:
         name, shape: the parameter.
         kept, total: its weights.
         dead_rows, rows: output units or filters that keep no weight, of all; None for a weight without rows.
-        dead_columns, columns: input units or channels (each group's counted apart) that no kept weight reads, of all.
+        dead_columns, columns: input units or channels that no kept weight reads, of all.
         on_path: kept weights on a path from input to output; None if unknown.
         flops, dense_flops: 2 * multiply-adds for one example, with the kept and with all weights; None if unknown.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on a busy machine threads that spin for tiny tensors cost minutes
+
 import torch
 
 if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The flow through a network: ``R = 1^T prod_l |theta_l| 1``, the sum over all paths of the product of their weights.
+"""The flow through a network: ``R = 1^T prod_l |theta_l| 1``, over all paths the product of their weights.
 
 A model's activations become identities and its biases zero (linear_rules.py); then R is linear in each weight, and
 ``|theta| dR/d|theta|`` is the part of R that passes through it.
@@ -115,7 +115,7 @@ class LinearNetwork:
         outputs = self._forward(run, self._ones.detach().requires_grad_(), {})
         on = [output.requires_grad for output in outputs]
         if not any(on):
-            raise ValueError("model must return a floating tensor that depends on its input through torch functions")
+            raise ValueError("model must return a floating tensor that depends on its input through torch's functions")
         nodes = cut_nodes([output.grad_fn for output in outputs if output.requires_grad])
         cuts = _before_weights(run.calls, nodes)
         for call in run.calls:
@@ -184,7 +184,7 @@ def check_example(example_input: Tensor, dtype: torch.dtype | None = None) -> No
 
 
 def _before_weights(calls: list[Call], nodes: set[object]) -> frozenset[int]:
-    """Of the calls that made cut nodes, the last before each call with weights: once per layer or block is enough."""
+    """Of the calls that made cut nodes, the last before each call with weights: once a layer or block is enough."""
     cuts, pending, seen = set(), None, set()
     for index, call in enumerate(calls):
         if call.weighted and pending is not None:
@@ -213,9 +213,13 @@ def _tensors(output: object) -> Iterator[Tensor]:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """No autocast, no TF32, no choice among convolution algorithms by timing: same input, same bits."""
+    cudnn = torch.backends.cudnn
+    precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            stack.enter_context(flags)
+            exact = {"benchmark": False, "deterministic": True, "allow_tf32": False}
+            stack.enter_context(cudnn.flags(enabled=cudnn.enabled, **exact))
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
         yield

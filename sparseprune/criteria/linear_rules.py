@@ -8,7 +8,7 @@ What a function of input-dependent tensors becomes (constants are tensors that d
     layer, group, instance, RMS norm  |gamma|: their division by the input's spread is left out
     x + y, x - y, cat                 sum, cat; constants count as zero
     x * c, x / c, -x                  x * |c|, x / |c|, x
-    x * y                             sqrt(x y), both input-dependent (gates): degree one again, each gets half the flow
+    x * y                             sqrt(x y), both input-dependent (a gate): each gets half the flow
     attention                         every query attends evenly to the keys it may see; queries, keys get no flow
 
 Everything else (pooling, padding, views, sums, interpolation) runs as it is.
@@ -82,8 +82,8 @@ def _positive(context: Context, value: Any) -> Any:
 
 
 @_rule(
-    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish hardtanh hardtanh_"
-    " hardsigmoid logsigmoid sigmoid sigmoid_ tanh tanh_ softplus softsign tanhshrink prelu rrelu rrelu_ threshold"
+    "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu celu_ gelu silu mish hardswish hardtanh"
+    " hardtanh_ hardsigmoid logsigmoid sigmoid sigmoid_ tanh tanh_ softplus softsign tanhshrink prelu rrelu rrelu_ threshold"
     " threshold_ hardshrink softshrink log_softmax abs abs_ neg neg_ negative clamp clamp_ clip clip_"
     " normalize local_response_norm"
 )

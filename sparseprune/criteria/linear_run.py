@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,15 +26,21 @@ class Call:
 
     @property
     def weighted(self) -> bool:
-        """Whether input-dependent values met weights here."""
-        return RULES.get(self.function) in WEIGHTED and any(self.answers)
+        """Whether input-dependent values met weights here, for all that is known of an op from outside torch."""
+        outside = getattr(self.function, "namespace", "aten") != "aten"
+        return outside or (self.linear and RULES[self.function] in WEIGHTED)
+
+    @property
+    def linear(self) -> bool:
+        """Whether a rule took the place of the function."""
+        return self.function in RULES and any(self.answers)
 
     @property
     def name(self) -> str:
         return getattr(self.function, "__name__", repr(self.function))
 
 
-class LinearRun(TorchFunctionMode):
+class LinearRun(TorchFunctionMode, ABC):
     """Applies the rules; subclasses know which tensors depend on the input and see every call's result."""
 
     structural = False
@@ -53,14 +60,17 @@ class LinearRun(TorchFunctionMode):
             return self._leave(result, args)
         return result
 
+    @abstractmethod
     def _answer(self, value: Tensor) -> bool:
-        raise NotImplementedError
+        """Whether ``value``, an argument of the call entered last, depends on the input."""
 
+    @abstractmethod
     def _enter(self, function: Any) -> None:
-        raise NotImplementedError
+        """Another call begins."""
 
+    @abstractmethod
     def _leave(self, result: Any, args: tuple) -> Any:
-        raise NotImplementedError
+        """What the call returns to the model instead of ``result``."""
 
 
 class Recording(LinearRun):
@@ -91,7 +101,7 @@ class Replay(LinearRun):
         calls: of the recording.
         cuts: indices of the calls whose results are multiplied by 2^-floor(log2 max).
         factors: those of an earlier run, used again instead of new ones.
-        saturate: replace values and gradients behind weights by 1 where they are positive.
+        saturate: replace the rules' results, and the gradients there, by 1 where they are positive.
         watch: keep every result's largest entry in ``peaks``.
     """
 
@@ -130,7 +140,7 @@ class Replay(LinearRun):
     def _leave(self, result: Any, args: tuple) -> Any:
         if self._watch and isinstance(result, Tensor) and result.numel():
             self.peaks[self._index] = result.detach().amax()
-        if self._saturate and self._calls[self._index].weighted and isinstance(result, Tensor):
+        if self._saturate and self._calls[self._index].linear and isinstance(result, Tensor):
             return _Saturate.apply(result)
         if self._index not in self._cuts:
             return result

@@ -27,8 +27,8 @@ class SynFlow:
     layers, between residual blocks; found in the model's own graph) the run is multiplied by a power of two. All
     scores then share one power of two, their order is exact, and a ResNet-152 stays in float32's range.
 
-    Which layers become what is stated in ``linear_rules.py``: batch norm keeps ``|gamma| / sqrt(var + eps)``, biases
-    are zero, activations and dropout identities.
+    What becomes of which layer is stated in ``linear_rules.py``: batch norm keeps ``|gamma| / sqrt(var + eps)``,
+    biases are zero, activations and dropout identities.
 
     Args:
         example_input: (N, ...) floating; a batch of one all-ones input of its per-example shape is used.

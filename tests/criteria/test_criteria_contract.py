@@ -49,12 +49,13 @@ def model():
 def snapshot(model):
     return {
         "state": {name: (t.data_ptr(), t.clone()) for name, t in model.state_dict(keep_vars=True).items()},
-        "grads": {name: (p.grad, None if p.grad is None else p.grad.clone()) for name, p in model.named_parameters()},
+        "grads": {n: (p.grad, None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()},
         "requires grad": [p.requires_grad for p in model.parameters()],
         "modes": [m.training for m in model.modules()],
         "hooks": [len(m._forward_hooks) for m in model.modules()],
         "rng": (torch.get_rng_state(), random.getstate()),
         "grad enabled": torch.is_grad_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
     }
 
 
@@ -67,7 +68,7 @@ def assert_unchanged(model, before):
         assert after["grads"][name][0] is grad, name
         assert grad is None or torch.equal(grad, value), name
     assert torch.equal(after["rng"][0], before["rng"][0]) and after["rng"][1] == before["rng"][1]
-    for key in ("requires grad", "modes", "hooks", "grad enabled"):
+    for key in ("requires grad", "modes", "hooks", "grad enabled", "precision"):
         assert after[key] == before[key], key
 
 

@@ -36,9 +36,11 @@ def test_without_a_generator_the_global_seed_decides():
 
 
 @pytest.mark.parametrize("generator", [True, False])
-def test_independent_of_weights_drawn_under_the_same_seed(generator):
-    torch.manual_seed(0)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_independent_of_weights_drawn_under_the_same_seed_or_the_next(generator, seed):
+    torch.manual_seed(seed)
     model = mlp(100, 100)
+    torch.manual_seed(0)
     scores = Random(torch.Generator().manual_seed(0) if generator else None)(model, weights(model))
     pairs = torch.stack([model[0].weight.detach().flatten(), scores["0.weight"].flatten()])
     assert torch.corrcoef(pairs)[0, 1].abs() < 0.05

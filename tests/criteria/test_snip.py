@@ -91,7 +91,8 @@ def test_batch_norm_modes_differ_and_a_data_loader_serves_every_call():
     model = residual_net()
     loader = DataLoader(TensorDataset(*images(12)), batch_size=5, shuffle=True)
     state = torch.get_rng_state()
-    evaluated, again, trained = (SNIP(F.cross_entropy, loader, bn)(model, weights(model)) for bn in ("eval", "eval", "train"))
+    criteria = [SNIP(F.cross_entropy, loader, bn) for bn in ("eval", "eval", "train")]
+    evaluated, again, trained = (criterion(model, weights(model)) for criterion in criteria)
     assert torch.equal(torch.get_rng_state(), state)
     name = "0.weight"
     assert torch.equal(evaluated[name], again[name])
