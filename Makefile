@@ -23,7 +23,7 @@ $(INSTALLED): $(SOURCES)
 prune: setup
 	$(BIN)/sparseprune prune resnet50 --criterion synflow --density 0.01 --steps 100 --input 3x224x224 --out runs/resnet50-synflow
 	$(BIN)/sparseprune prune lenet_300_100 --criterion snip --sparsity 0.95 --data digits --out runs/lenet-snip
-	$(BIN)/sparseprune train lenet_300_100 --masks runs/lenet-snip/masks.safetensors --data digits --epochs 40 --out runs/lenet-snip
+	$(BIN)/sparseprune train lenet_300_100 --masks runs/lenet-snip/masks.safetensors --data digits --epochs 40 --resume --out runs/lenet-snip
 	$(BIN)/sparseprune report runs/resnet50-synflow --out runs/resnet50-synflow/report.png
 	$(BIN)/sparseprune report runs/lenet-snip --out runs/lenet-snip/report.png
 

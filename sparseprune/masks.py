@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import safetensors
@@ -15,6 +13,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from .files import write_atomically
 from .ops.bitmask import BitMask as BitMask
 
 if TYPE_CHECKING:
@@ -148,7 +147,8 @@ class Masks(Mapping[str, BitMask]):
         shapes = {n: list(m.shape) for n, m in self.items()}
         # One entry only: safetensors writes several in a random order, and equal masks must give equal bytes.
         header = {FORMAT: json.dumps({"shapes": shapes, "metadata": kept})}
-        write_atomically(path, to_safetensors({n: m.words.cpu().contiguous() for n, m in self.items()}, header))
+        content = to_safetensors({n: m.words.cpu().contiguous() for n, m in self.items()}, header)
+        write_atomically(path, lambda file: file.write(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Masks:
@@ -187,20 +187,6 @@ class Masks(Mapping[str, BitMask]):
         if set(other) != set(self):
             raise ValueError(f"masks must have the same names, only one side has {sorted(set(self) ^ set(other))}")
         return self._new({name: operator(mask, other[name]) for name, mask in self.items()})
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a power cut: temporary file, fsync, rename."""
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, target)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def _hint(name: str, known: Mapping[str, object]) -> str:

@@ -66,9 +66,7 @@ def native(op: str, preferred: Callable[..., bool] = always) -> Implementation:
 
     def refusal(*args: Any) -> str | None:
         found = list(tensors(args))
-        r = native_libraries.refusal(devices(found), dtypes(found))
-        if r is None and not torch._C._dispatch_has_kernel_for_dispatch_key(f"sparseprune_native::{op}", "CPU"): return "TEMP"
-        return r
+        return native_libraries.refusal(devices(found), dtypes(found))
 
     return Implementation(run, refusal, preferred)
 

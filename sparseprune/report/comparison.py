@@ -93,12 +93,21 @@ def _draw_table(figure: SubFigure, runs: Sequence[Run], inches: float) -> None:
         axes.text(start, first, column, fontsize=8.5, color=MUTED, va="center")
     for number, run in enumerate(runs):
         height = first - 0.26 * (number + 1) / inches
-        axes.plot([0.018], [height], marker=_marker(number), color=_colour(number), markersize=7, clip_on=False)
+        axes.plot(
+            [0.018], [height], marker=_marker(number), color=_colour(number), markersize=7, clip_on=False
+        )
         for column, start, text in zip(COLUMNS, COLUMN_STARTS, result_row(run), strict=True):
             alarming = column == "dead layers" and bool(run.dead_layers)
             weight = "bold" if column == "run" else "normal"
-            axes.text(start, height, _shorten(text, column), fontsize=9, weight=weight, va="center",
-                      color=DEAD if alarming else INK)
+            axes.text(
+                start,
+                height,
+                _shorten(text, column),
+                fontsize=9,
+                weight=weight,
+                va="center",
+                color=DEAD if alarming else INK,
+            )
 
 
 def _draw_panel(axes: Axes, runs: Sequence[Run], members: Sequence[int]) -> None:
@@ -120,15 +129,32 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], members: Sequence[int]) -> None
         if as_bars:
             axes.barh(heights, shares, height=slot * 0.9, color=_colour(number), zorder=2)
         else:
-            axes.plot(shares, heights, marker=_marker(number), color=_colour(number), markersize=5,
-                      linestyle="none", zorder=3, clip_on=False)
+            axes.plot(
+                shares,
+                heights,
+                marker=_marker(number),
+                color=_colour(number),
+                markersize=5,
+                linestyle="none",
+                zorder=3,
+                clip_on=False,
+            )
         for row, layer in enumerate(runs[number].layers):
             if layer.dead:
                 redden(axes, row)
-                axes.plot([low], [row + shift], marker="x", color=DEAD, markersize=6, markeredgewidth=1.8,
-                          linestyle="none", zorder=4, clip_on=False)
+                axes.plot(
+                    [low],
+                    [row + shift],
+                    marker="x",
+                    color=DEAD,
+                    markersize=6,
+                    markeredgewidth=1.8,
+                    linestyle="none",
+                    zorder=4,
+                    clip_on=False,
+                )
     if not as_bars:
-        axes.hlines(range(len(layers)), low, 100, color=GRID, linewidth=0.6, zorder=0)
+        axes.hlines(range(len(layers)), *axes.get_xlim(), color=GRID, linewidth=0.6, zorder=0)
     axes.set_title(f"density by layer: {model}", loc="left", fontsize=9.5, color=INK)
 
 
@@ -139,7 +165,11 @@ def _draw_curves(figure: SubFigure | Figure, runs: Sequence[Run]) -> None:
             continue
         epochs = [row.epoch for row in run.history]
         # A dot only where a line of one point would be invisible.
-        style = {"color": _colour(number), "linewidth": 1.6, "marker": _marker(number) if len(epochs) == 1 else ""}
+        style = {
+            "color": _colour(number),
+            "linewidth": 1.6,
+            "marker": _marker(number) if len(epochs) == 1 else "",
+        }
         error.plot(epochs, [row.test_error * 100 for row in run.history], **style)
         loss.plot(epochs, [row.train_loss for row in run.history], **style)
     for axes, title in ((error, "test error"), (loss, "training loss")):

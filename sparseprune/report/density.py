@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ..training.atomic import write_atomically
+from ..files import write_atomically
 from .runs import Layer, Run
 from .style import COLOURS, DEAD, INK, MUTED, bare, percent, percent_tick
 
@@ -35,18 +35,22 @@ def density_figure(run: Run) -> Figure:
     figure = Figure(figsize=(9, 1.5 + ROW_INCHES * max(len(run.layers), 4)), layout="constrained")
     axes = figure.add_subplot()
     draw_density(axes, run.layers)
-    figure.suptitle(f"{run.model}, {run.criterion}", x=0.012, ha="left", fontsize=13, color=INK, weight="bold")
+    figure.suptitle(
+        f"{run.model}, {run.criterion}", x=0.012, ha="left", fontsize=13, color=INK, weight="bold"
+    )
     dead = len(run.dead_layers)
     warning = f", {dead} dead layer{'s' if dead > 1 else ''}" if dead else ""
     axes.set_title(
         f"{run.kept:,} of {run.total:,} weights kept: density {percent(run.density)}{warning}",
-        loc="left", fontsize=9, color=DEAD if dead else MUTED,
+        loc="left",
+        fontsize=9,
+        color=DEAD if dead else MUTED,
     )
     return figure
 
 
 def draw_density(axes: Axes, layers: Sequence[Layer], colour: str = COLOURS[0]) -> None:
-    """Draw one bar a layer, first layer on top, with kept counts; the dashed line is the whole network's density."""
+    """Draw one bar a layer, first layer on top, with counts; the dashed line is the network's density."""
     rows = range(len(layers))
     prepare_rows(axes, [layer.name for layer in layers], [layer.density for layer in layers])
     axes.barh(rows, [layer.density * 100 for layer in layers], height=0.72, color=colour, zorder=2)
@@ -54,16 +58,29 @@ def draw_density(axes: Axes, layers: Sequence[Layer], colour: str = COLOURS[0]) 
     if overall > 0:
         axes.axvline(overall * 100, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     for row, layer in enumerate(layers):
-        # A column of its own beside the axis: next to the bars, the network's line would strike the numbers through.
+        # A column beside the axis: next to the bars, the network's line would strike the numbers through.
         axes.annotate(
-            f"{layer.kept:,} of {layer.total:,}", (1, row), xycoords=("axes fraction", "data"), xytext=(8, 0),
-            textcoords="offset points", va="center", fontsize=7.5, color=DEAD if layer.dead else MUTED,
+            f"{layer.kept:,} of {layer.total:,}",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(8, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=DEAD if layer.dead else MUTED,
         )
         if layer.dead:
             axes.axhspan(row - 0.5, row + 0.5, color=DEAD, alpha=0.09, linewidth=0, zorder=0)
             axes.annotate(
-                "dead", (0, row), xycoords=("axes fraction", "data"), xytext=(5, 0), textcoords="offset points",
-                va="center", fontsize=7.5, color=DEAD, weight="bold",
+                "dead",
+                (0, row),
+                xycoords=("axes fraction", "data"),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=DEAD,
+                weight="bold",
             )
             redden(axes, row)
 
@@ -78,15 +95,16 @@ def prepare_rows(axes: Axes, names: Sequence[str], densities: Sequence[float]) -
     axes.set_yticks(range(len(names)), [name.removesuffix(".weight") for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("kept weights, share of the layer", fontsize=8, color=MUTED)
-    low = 0.0
+    low, high = 0.0, max([*densities, 0.01]) * 105
     living = [density for density in densities if density > 0]
     if living and min(living) < LOG_BELOW:
         # A power of ten somewhat below the shortest bar, so that this one still has a length.
         low = 10.0 ** math.floor(math.log10(min(living) * 100 * 0.7))
+        high = 100.0
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(percent_tick))
-    axes.set_xlim(low, 100)
+    axes.set_xlim(low, min(high, 100))
     return low
 
 

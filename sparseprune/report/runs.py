@@ -113,7 +113,9 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     if info.get("masks"):
         path = folder / MASKS_FILE
         if not path.is_file():
-            raise ValueError(f"`folder` must hold {MASKS_FILE} (its {RUN_FILE} says so), got {folder} without it")
+            raise ValueError(
+                f"`folder` must hold {MASKS_FILE} (its {RUN_FILE} says so), got {folder} without it"
+            )
         layers = layers_of(Masks.load(path))
     return Run(
         name=folder.resolve().name,
@@ -141,5 +143,7 @@ def _read_json(path: Path, kind: type) -> Any:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"`folder` must hold whole files, got {path}: not JSON ({error})") from error
     if not isinstance(value, kind):
-        raise ValueError(f"`folder` must hold whole files, got {path}: a {type(value).__name__}, not a {kind.__name__}")
+        raise ValueError(
+            f"`folder` must hold whole files, got {path}: a {type(value).__name__}, not a {kind.__name__}"
+        )
     return value

@@ -17,7 +17,8 @@ def percent(value: float) -> str:
     """A share in [0, 1] with three significant digits: 12.5 %, 0.0312 %; plain 0 and 100."""
     if value in (0.0, 1.0):
         return f"{value * 100:.0f} %"
-    share = value * 100
+    # Rounded first: 0.99999 % is written 1.00 %, not 1.000 %.
+    share = float(f"{value * 100:.3g}")
     if share >= 0.001:
         digits = 1 if share >= 10 else 2 if share >= 1 else 3 if share >= 0.1 else 4
         return f"{share:.{digits}f} %"

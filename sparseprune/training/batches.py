@@ -36,14 +36,19 @@ def read_batches(split: Split, indices: list[Tensor]) -> Iterator[tuple[Tensor, 
     loader = DataLoader(
         Subset(split, torch.cat(indices).tolist()) if indices else Subset(split, []),
         batch_size=len(indices[0]) if indices else 1,
-        num_workers=min(MOST_WORKERS, len(os.sched_getaffinity(0))),
+        num_workers=min(MOST_WORKERS, _processors()),
         worker_init_fn=_ignore_interrupt,
-        # Without one the loader draws from the global stream, and once more when a run is resumed within an epoch.
+        # Without one the loader draws from the global stream, and once more when a run is resumed.
         generator=torch.Generator().manual_seed(0),
     )
     yield from loader
 
 
+def _processors() -> int:
+    # Only some systems can say what this process may use, which is less than all in a container.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _ignore_interrupt(worker: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one finishes its batch and stops the workers itself.
+    # Ctrl-C reaches every process of the terminal; the main one finishes its batch, then stops them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with everything a run needs to go on, written atomically and read without running code."""
+"""Checkpoints: all that a run needs to go on, in one file, written atomically, read without running code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .atomic import write_atomically
+from ..files import write_atomically
 
 FORMAT = "sparseprune-checkpoint"
 VERSION = 1
@@ -59,14 +59,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"`path` must be a sparseprune checkpoint (tensors and plain values only), got {path}: {reason}"
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        raise ValueError(f"`path` must be a sparseprune checkpoint, got {path}: a torch file with {_describe(payload)}")
+        raise ValueError(
+            f"`path` must be a sparseprune checkpoint, got {path}: a torch file with {_describe(payload)}"
+        )
     if payload.get("version") != VERSION:
         raise ValueError(
-            f"`path` must be a checkpoint of format version {VERSION}, got {path}: version {payload.get('version')!r}"
+            f"`path` must be a checkpoint of format version {VERSION}, "
+            f"got {path}: version {payload.get('version')!r}"
         )
     missing = [key for key in KEYS if key not in payload]
     if missing:
-        raise ValueError(f"`path` must be a sparseprune checkpoint, got {path}: it lacks {', '.join(missing)}")
+        raise ValueError(
+            f"`path` must be a sparseprune checkpoint, got {path}: it lacks {', '.join(missing)}"
+        )
     return {key: payload[key] for key in KEYS}
 
 
@@ -74,11 +79,11 @@ def _damage(file: Any) -> str | None:
     # torch's reader does not verify the checksums it wrote: one flipped bit would load as another weight.
     size = os.fstat(file.fileno()).st_size
     if not zipfile.is_zipfile(file):
-        return f"{size} bytes that are not a whole torch file (cut short while it was copied, or another kind of file)"
+        return f"{size} bytes that are not a whole torch file (cut short, or another kind of file)"
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         return f"{size} bytes with a damaged index ({error})"
     return f"damaged content in {broken}" if broken else None
 

@@ -59,4 +59,6 @@ def evaluate(
 
 def to_model(x: Tensor, y: Tensor, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
     """A batch on the parameter's device, images in its dtype."""
-    return x.to(parameter.device, parameter.dtype, non_blocking=True), y.to(parameter.device, non_blocking=True)
+    return x.to(parameter.device, parameter.dtype, non_blocking=True), y.to(
+        parameter.device, non_blocking=True
+    )

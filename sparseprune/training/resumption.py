@@ -19,7 +19,7 @@ from .random_state import random_state, set_random_state
 
 @dataclass
 class Position:
-    """`epoch` epochs are done, and `step` batches of the next one with the summed loss `loss_sum` in `seconds`."""
+    """`epoch` epochs are done, and `step` batches of the next, with `loss_sum` so far, in `seconds`."""
 
     epoch: int = 0
     step: int = 0
@@ -58,7 +58,7 @@ def check_config(saved: Mapping[str, Any], config: Mapping[str, Any], path: str 
 def snapshot(
     config: Mapping[str, Any], position: Position, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """What `save_checkpoint` takes. There is no scheduler state: the learning rate is a function of the position."""
+    """What `save_checkpoint` takes; no scheduler's state: the learning rate is a function of the position."""
     return {
         "config": dict(config),
         "epoch": position.epoch,

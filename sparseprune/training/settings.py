@@ -1,8 +1,8 @@
 """The numbers of a training run, checked once, and the learning rate they imply.
 
-    cosine:   lr / 2 * (1 + cos(pi * t / epochs))        t = epochs done, in fractions of an epoch
-    step:     lr * gamma ** (number of milestones <= t)
-    constant: lr
+cosine:   lr / 2 * (1 + cos(pi * t / epochs))        t = epochs done, in fractions of an epoch
+step:     lr * gamma ** (number of milestones <= t)
+constant: lr
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class Settings:
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimizer over `parameters`; momentum is SGD's."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+            )
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, self.lr, weight_decay=self.weight_decay)

@@ -66,10 +66,10 @@ def train(
 ) -> History:
     """Train a classifier by cross entropy; sparse layers hold their masks by themselves.
 
-    The order of the data is a function of (seed, epoch) and the learning rate one of (epoch, step), so a run that goes
-    on from a checkpoint gives the same bits as one that was never interrupted (same machine and number of threads).
-    The caller's random generators are as before, afterwards. With a checkpoint, the first Ctrl-C finishes the batch
-    and saves.
+    The order of the data is a function of (seed, epoch) and the learning rate one of (epoch, step), so a run
+    that goes on from a checkpoint gives the same bits as one that was never interrupted (same machine, same
+    number of threads). The caller's random generators are as before, afterwards. With a checkpoint, the first
+    Ctrl-C finishes the batch and saves.
 
     Args:
         model: returns logits (N, classes); changed in place and left in eval mode.
@@ -86,16 +86,16 @@ def train(
         device: where to train; None: where the model is.
         checkpoint: file to save to after every epoch, every `checkpoint_seconds` and on Ctrl-C.
         resume: go on from `checkpoint` if that file exists.
-        checkpoint_seconds: at most this much work is lost when the process is killed (one batch where that is longer).
+        checkpoint_seconds: at most this much work, or one batch, is lost when the process is killed.
         progress: called with a `Progress`.
 
     Returns:
         The history of all epochs, those before a resumption included.
 
     Raises:
-        ValueError: an argument is out of range; the checkpoint is damaged, or was made by a run with another setting,
-            model, mask or data set (the message names the field): nothing is changed then. Or the loss became
-            infinite or NaN.
+        ValueError: an argument is out of range; the checkpoint is damaged, or was made by a run with another
+            setting, model, mask or data set (the message names the field): nothing is changed then. Or the
+            loss became infinite or NaN.
         TrainingInterrupted: Ctrl-C; the checkpoint has been written.
     """
     rate = DEFAULT_LR.get(optimizer, 0.1) if lr is None else lr
@@ -176,7 +176,8 @@ class _Run:
         train_loss = position.loss_sum.item() / sum(map(len, order))
         if not math.isfinite(train_loss):
             raise ValueError(
-                f"`lr` must be low enough to train, got {settings.lr}: the loss of epoch {number} is {train_loss}"
+                f"`lr` must be low enough to train, got {settings.lr}: the loss of epoch {number} is "
+                f"{train_loss}"
             )
         tested = evaluate(self.model, self.dataset, stop=interrupted)
         if tested is None:
@@ -188,7 +189,7 @@ class _Run:
         return True
 
     def _step(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
-        """One step of the optimizer; returns the summed loss of the batch, on the device, so that nothing waits."""
+        """One step; returns the batch's summed loss as a tensor, so that nothing waits for the device."""
         x, y = to_model(x, y, self.parameter)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(progress)

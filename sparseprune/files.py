@@ -11,8 +11,8 @@ from typing import BinaryIO
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file, then give it the name `path`.
 
-    Whenever the process dies, `path` is the old file or the new one, never a part. The temporary name is fixed, so
-    that a killed run leaves at most one behind and the next run overwrites it.
+    Whenever the process dies, `path` is the old file or the new one, never a part. The temporary name is
+    fixed, so that a killed run leaves at most one behind and the next run overwrites it.
 
     Args:
         path: the file to make or replace; a symbolic link is followed, its target replaced.

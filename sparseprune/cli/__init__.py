@@ -1,0 +1,41 @@
+"""The `sparseprune` command: prune, train, report, info."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated
+
+import typer
+
+from . import info, prune, report, train
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("prune")(prune.command)
+app.command("train")(train.command)
+app.command("report")(report.command)
+app.command("info")(info.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("sparseprune"))
+        raise typer.Exit
+
+
+@app.callback()
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Prune neural networks: choose weights to remove, keep them out while training, compare the results."""
+
+
+def main() -> None:
+    """The entry point of the `sparseprune` command."""
+    app()

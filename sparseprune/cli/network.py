@@ -1,0 +1,139 @@
+"""The network and the data of a command, as its arguments describe them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from .. import data, models
+from ..data import Dataset
+from ..files import write_atomically
+from ..training.random_state import seeded
+from .options import DTYPES, choose, choose_device, parse_model_options, parse_shape
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its device, the data set if there is one, and the shape of one image."""
+
+    model: nn.Module
+    dataset: Dataset | None
+    shape: tuple[int, ...] | None
+
+
+def load_data(name: str | None, data_dir: Path | None, image: str | None) -> Dataset | None:
+    """The data set of --data, --data-dir and --input.
+
+    Raises:
+        ValueError: unknown, missing or damaged data, or images of another shape than --input.
+    """
+    shape = parse_shape(image) if image else None
+    if name is None:
+        if data_dir is not None:
+            raise ValueError(f"`--data-dir` must come with --data, got {str(data_dir)!r} alone")
+        return None
+    size = None
+    if name == "folder" and shape:
+        if shape[0] != 3 or shape[1] != shape[2]:
+            raise ValueError(f"`--input` must be 3xSxS for --data folder, got {image!r}")
+        size = shape[1]
+    dataset = data.load(name, data_dir, size=size)
+    if shape and shape != dataset.input_shape:
+        raise ValueError(
+            f"`--input` must be {'x'.join(map(str, dataset.input_shape))} for --data {name}, got {image!r}"
+        )
+    return dataset
+
+
+def build(
+    spec: str,
+    dataset: Dataset | None,
+    *,
+    image: str | None,
+    model_options: list[str] | None,
+    init: str | None,
+    weights: Path | None,
+    seed: int,
+    device: str,
+    dtype: str,
+) -> Network:
+    """Create the model for the data, with its initial weights or those of a file.
+
+    Raises:
+        ValueError: an unknown name, a file of weights that is damaged or does not fit.
+    """
+    target, kind = choose_device(device), choose("--dtype", dtype, DTYPES)
+    shape = dataset.input_shape if dataset else parse_shape(image) if image else None
+    options = _factory_options(spec, shape, dataset) | parse_model_options(model_options)
+    with seeded(seed):
+        model = models.create(spec, **options)
+        if init is not None:
+            models.initialize_(model, init, torch.Generator().manual_seed(seed))
+    if weights is not None:
+        load_weights(model, weights)
+    return Network(model.to(target, kind), dataset, shape or models.input_shape(model))
+
+
+def _factory_options(spec: str, shape: tuple[int, ...] | None, dataset: Dataset | None) -> dict[str, Any]:
+    # What each source calls the image's shape and the number of classes. Other factories decide alone.
+    source = spec.partition(":")[0] if ":" in spec else "ours"
+    classes = len(dataset.classes) if dataset else None
+    names = {
+        "ours": {"input_shape": shape, "num_classes": classes},
+        "torchvision": {"num_classes": classes},
+        "timm": {"num_classes": classes, "in_chans": shape[0] if shape else None},
+        "hf": {"num_labels": classes},
+    }
+    return {name: value for name, value in names.get(source, {}).items() if value is not None}
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict from a file of tensors, strictly; no code in the file is run.
+
+    Raises:
+        ValueError: the file is missing, damaged, of another kind, or does not fit the model.
+    """
+    if not path.is_file():
+        raise ValueError(f"`--weights` must be a file, got {str(path)!r}")
+    try:
+        state = (
+            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        )
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        KeyError,
+        ValueError,
+    ) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"`--weights` must be an intact file of tensors, got {str(path)!r}: {reason}"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"`--weights` must be a state dict, got {str(path)!r} with something else")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"`--weights` must fit the model, got {str(path)!r}: {reason}") from error
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """The model's state dict as safetensors, whole or not at all."""
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda file: file.write(to_safetensors(state)))

@@ -1,0 +1,209 @@
+"""`sparseprune prune`: choose the weights to keep and write masks, table and figure."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import arguments as shared
+from .console import print_json, progress_bar, stderr
+from .errors import sentences
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from .options import Batches
+
+CHUNK = 128
+
+
+@sentences
+def command(
+    model: shared.Model,
+    criterion: Annotated[
+        str, typer.Option(metavar="NAME", help="random, magnitude, snip, grasp or synflow.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write to. Default: runs/MODEL-CRITERION.")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of weights to remove, in [0, 1).")] = None,
+    density: Annotated[float | None, typer.Option(help="Share of weights to keep, in (0, 1].")] = None,
+    keep: Annotated[int | None, typer.Option(help="Number of weights to keep.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many times to score. Default: 100 for synflow, else 1.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(metavar="NAME", help="one-shot, linear, exponential or cubic.")
+    ] = "exponential",
+    scope: Annotated[
+        str, typer.Option(metavar="NAME", help="Compare scores globally, or within each layer.")
+    ] = "global",
+    allocation: Annotated[
+        str | None, typer.Option(metavar="NAME", help="For --scope layer: uniform (default) or erk.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Layer or weight to spare, * matches anything; repeatable."),
+    ] = None,
+    min_per_layer: Annotated[
+        str, typer.Option(metavar="N", help="Keep at least N weights of each layer, or that share below 1.")
+    ] = "0",
+    data: shared.Data = None,
+    data_dir: shared.DataDir = None,
+    samples_per_class: Annotated[
+        int | None, typer.Option(min=1, help="For snip and grasp: images of each class. Default: 10.")
+    ] = None,
+    batches: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"For snip and grasp, instead: so many random batches of {CHUNK}."),
+    ] = None,
+    bn: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE", help="For snip and grasp, batch norm: train (default) or, with --weights, eval."
+        ),
+    ] = None,
+    image: shared.Input = None,
+    init: shared.Init = None,
+    weights: shared.Weights = None,
+    model_option: shared.ModelOption = None,
+    seed: shared.Seed = 0,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove another run's training from DIR.")
+    ] = False,
+    json: shared.Json = False,
+    debug: shared.Debug = False,
+) -> None:
+    """Choose which weights of MODEL to keep.
+
+    Writes masks.safetensors, init.safetensors (the weights it started from), run.json and density.png.
+
+    Example: sparseprune prune resnet50 --criterion synflow --density 0.01 --input 3x224x224
+    """
+    import torch
+
+    from ..pruning import prune
+    from ..report import Run, density_figure, save_figure
+    from ..report.runs import MASKS_FILE, RUN_FILE, layers_of
+    from . import folder, network
+    from .info import versions
+    from .options import BN_MODES, CRITERIA, SCHEDULES, choose, choose_pattern, parse_min_per_layer
+
+    chosen = choose("--criterion", criterion, CRITERIA)
+    pattern = choose_pattern(scope, allocation)
+    density_at = choose("--schedule", schedule, SCHEDULES)
+    floor = parse_min_per_layer(min_per_layer)
+    mode = choose("--bn", bn or ("eval" if weights else "train"), BN_MODES)
+    steps = steps or chosen.steps
+    if chosen.needs_data:
+        data = data or "digits"
+        if samples_per_class and batches:
+            raise ValueError("`--samples-per-class` must not come with --batches, got both")
+    elif samples_per_class or batches:
+        raise ValueError(
+            f"`--samples-per-class` and `--batches` must come with snip or grasp, got {criterion}"
+        )
+    out = out or Path("runs", f"{model.replace(':', '-').replace('/', '-')}-{criterion}")
+    arguments: dict[str, Any] = {
+        "model": model, "criterion": criterion, "sparsity": sparsity, "density": density, "keep": keep,
+        "steps": steps, "schedule": schedule, "scope": scope, "allocation": allocation,
+        "exclude": exclude or [], "min_per_layer": min_per_layer, "data": data, "bn": mode,
+        "samples_per_class": samples_per_class, "batches": batches, "input": image, "init": init,
+        "weights": str(weights) if weights else None,
+        "model_options": model_option or [], "seed": seed, "dtype": dtype,
+    }  # fmt: skip
+    stale = folder.stale_training(out, arguments, overwrite)
+    dataset = network.load_data(data, data_dir, image)
+    net = network.build(
+        model, dataset, image=image, model_options=model_option, init=init, weights=weights, seed=seed,
+        device=device, dtype=dtype,
+    )  # fmt: skip
+    if net.shape is None and criterion == "synflow":
+        raise ValueError(
+            f"`--input` must be given for {model}, which does not say what images it takes, got none"
+        )
+    parameter = next(net.model.parameters())
+    example = None
+    if net.shape is not None:
+        example = torch.ones(1, *net.shape, device=parameter.device, dtype=parameter.dtype)
+    batch_list = (
+        _batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
+    )
+    rule = chosen.make(batch_list, example, torch.Generator().manual_seed(seed), mode)
+    folder.check_writable(out)
+    started = time.monotonic()
+    with progress_bar(f"{criterion} on {model}", "step", quiet=json) as show:
+        masks = prune(
+            net.model, rule, sparsity=sparsity, density=density, keep=keep, steps=steps, schedule=density_at,
+            pattern=pattern, exclude=exclude or (), min_per_layer=floor, example_input=example,
+            progress=lambda event: show(event.step, event.steps, f"density {event.density:.4g}"),
+        )  # fmt: skip
+    seconds = time.monotonic() - started
+    run = {
+        "model": model,
+        "criterion": criterion,
+        "masks": True,
+        "density": masks.density,
+        "kept": masks.count(),
+        "total": masks.numel(),
+        "seconds": round(seconds, 3),
+        "arguments": arguments,
+        "device": str(parameter.device),
+        "versions": versions(),
+        "summary": masks.summary.to_dict() if masks.summary else None,
+    }
+    told = {key: str(run[key]) for key in ("model", "criterion", "density", "kept", "total")}
+    out.mkdir(parents=True, exist_ok=True)
+    for path in stale:
+        path.unlink()
+    masks.save(out / MASKS_FILE, {**told, "seed": str(seed), "steps": str(steps), **versions()})
+    network.save_weights(net.model, out / folder.INIT_FILE)
+    figure = density_figure(Run(out.resolve().name, model, criterion, layers_of(masks)))
+    save_figure(figure, out / folder.FIGURE_FILE)
+    folder.write_run(out, run)
+    if json:
+        print_json({**run, "out": str(out)})
+        return
+    typer.echo(str(masks))
+    files = ", ".join((MASKS_FILE, folder.INIT_FILE, RUN_FILE, folder.FIGURE_FILE))
+    stderr().print(f"\n{seconds:.1f} s. Wrote {files} to {out}", style="green", markup=False, highlight=False)
+    if dataset is not None:
+        place = ["--data-dir", str(data_dir)] if data_dir else []
+        follow = [
+            "sparseprune",
+            "train",
+            model,
+            "--masks",
+            str(out / MASKS_FILE),
+            "--data",
+            str(data),
+            *place,
+        ]
+        stderr().print(f"Next: {shlex.join([*follow, '--out', str(out)])}", markup=False, highlight=False)
+
+
+def _batches(
+    dataset: Dataset, samples_per_class: int | None, batches: int | None, seed: int, dtype: Any
+) -> Batches:
+    """Balanced samples in chunks, or so many random batches."""
+    import itertools
+
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    if batches is not None:
+        loader = dataset.batches("train", CHUNK, generator, drop_last=True)
+        if len(loader) < batches:
+            raise ValueError(
+                f"`--batches` must be at most {len(loader)} for --data {dataset.name}, got {batches}"
+            )
+        chosen = list(itertools.islice(loader, batches))
+    else:
+        x, y = dataset.balanced(samples_per_class or 10, generator)
+        chosen = list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
+    return [(x.to(dtype), y) for x, y in chosen]

@@ -1,0 +1,31 @@
+"""A small data set, and a network with what a resumed run could get wrong: masks, dropout, batch norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import sparseprune as sp
+from sparseprune.data import Dataset
+
+
+def dataset(train: int = 50, test: int = 20) -> Dataset:
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(train + test) % 3
+    images = torch.randn(train + test, 1, 4, 4, generator=generator) + labels.view(-1, 1, 1, 1)
+    splits = [(images[part], labels[part]) for part in (slice(None, train), slice(train, None))]
+    return Dataset("small", *splits, ("a", "b", "c"), (1, 4, 4), (0.0,), (1.0,))
+
+
+def network(keep: int = 60) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(64, 3),
+        )
+    return sp.sparsify(model, sp.prune(model, sp.Magnitude(), keep=keep))
