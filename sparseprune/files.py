@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file, then give it the name `path`.
+    """Let ``write`` fill a temporary file, then give it the name ``path``.
 
-    Whenever the process dies, `path` is the old file or the new one, never a part. The temporary name is
+    Whenever the process dies, ``path`` is the old file or the new one, never a part. The temporary name is
     fixed, so that a killed run leaves at most one behind and the next run overwrites it.
 
     Args:
@@ -19,7 +19,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
         write: called once with a file opened for writing bytes.
 
     Raises:
-        OSError: the folder is missing, full or read-only. `path` is then as it was.
+        OSError: the folder is missing, full or read-only. ``path`` is then as it was.
     """
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name}.tmp")

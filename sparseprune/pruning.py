@@ -62,8 +62,10 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
     for rule in rules:
         if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
-            raise ValueError(f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
-                             f"{', '.join(n for n, _ in layers)}")
+            raise ValueError(
+                f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
+                f"{', '.join(n for n, _ in layers)}"
+            )
     found: dict[str, nn.Parameter] = {}
     seen = set(spared)
     for name, module in layers:
@@ -258,7 +260,9 @@ def _target(sparsity: float | None, density: float | None, keep: int | None, tot
         raise ValueError(f"density must be in (0, 1], got {value}")
     k = value if name == "keep" else round((1 - value if name == "sparsity" else value) * total)
     if not 0 <= k <= start:
-        raise ValueError(f"{name} must keep between 0 and the {start:,} weights that are there, got {value}, that is {k:,}")
+        raise ValueError(
+            f"{name} must keep between 0 and the {start:,} weights that are there, got {value}, that is {k:,}"
+        )
     return k
 
 
@@ -272,7 +276,9 @@ def _floors(min_per_layer: int | float, masks: Masks, k: int) -> dict[str, int]:
         share = isinstance(min_per_layer, float)
         floors[name] = min(round(min_per_layer * mask.numel()) if share else min_per_layer, mask.count())
     if sum(floors.values()) > k:
-        raise ValueError(f"min_per_layer must fit in the {k:,} weights kept, got {sum(floors.values()):,} over all layers")
+        raise ValueError(
+            f"min_per_layer must fit in the {k:,} weights kept, got {sum(floors.values()):,} over all layers"
+        )
     return floors
 
 

@@ -34,7 +34,9 @@ def counts_over_runs(networks, criterion, log_compression, **options):
 
 
 def assert_as_published(method, log_compression, ours):
-    published = torch.tensor([GOLDEN["remaining"][run][method][log_compression] for run in GOLDEN["remaining"]]).double()
+    published = torch.tensor(
+        [GOLDEN["remaining"][run][method][log_compression] for run in GOLDEN["remaining"]]
+    ).double()
     mean = published.mean(0)
     # Counts of a hundred weights scatter by chance; sqrt(count) is that scatter where three runs do not show it.
     spread = torch.maximum(published.max(0).values - published.min(0).values, mean.sqrt())

@@ -58,7 +58,9 @@ def assert_untouched(model, before):
 @pytest.mark.parametrize("criterion", [magnitude, constant, careless])
 @pytest.mark.parametrize("schedule", [sp.one_shot, sp.linear, sp.exponential, sp.cubic])
 @pytest.mark.parametrize("steps", [1, 7])
-@pytest.mark.parametrize("pattern", [sp.Global(), sp.LayerWise(), sp.LayerWise(sp.erk)], ids=["global", "uniform", "erk"])
+@pytest.mark.parametrize(
+    "pattern", [sp.Global(), sp.LayerWise(), sp.LayerWise(sp.erk)], ids=["global", "uniform", "erk"]
+)
 def test_exactly_k_survive_and_masks_only_shrink(criterion, schedule, steps, pattern):
     model, seen = net(), []
 

@@ -1,4 +1,4 @@
-"""The `sparseprune` command: prune, train, report, info."""
+"""The ``sparseprune`` command: prune, train, report, info."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def _commands(
 
 
 def main() -> None:
-    """The entry point of the `sparseprune` command."""
+    """The entry point of the ``sparseprune`` command."""
     app()

@@ -19,18 +19,14 @@ ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model-option", metavar="NAME=VALUE", help="Passed to the model's factory; repeatable."),
 ]
-Data = Annotated[
-    str | None, typer.Option("--data", metavar="NAME", help="digits, mnist, cifar10, cifar100 or folder.")
-]
+Data = Annotated[str | None, typer.Option("--data", metavar="NAME", help="digits, mnist, cifar10, cifar100 or folder.")]
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", metavar="DIR", help="Where the data's files are; nothing is downloaded."),
 ]
 Input = Annotated[
     str | None,
-    typer.Option(
-        "--input", metavar="CxHxW", help="Shape of one image. Default: the data's, else the model's own."
-    ),
+    typer.Option("--input", metavar="CxHxW", help="Shape of one image. Default: the data's, else the model's own."),
 ]
 Init = Annotated[
     str | None,
@@ -42,16 +38,12 @@ Init = Annotated[
 ]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        "--weights", metavar="FILE", help="State dict to start from: .safetensors, or a .pt of tensors only."
-    ),
+    typer.Option("--weights", metavar="FILE", help="State dict to start from: .safetensors, or a .pt of tensors only."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
 Device = Annotated[
     str,
-    typer.Option(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."
-    ),
+    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="float32 or float64.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout and nothing else.")]

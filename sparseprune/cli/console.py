@@ -44,7 +44,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress_bar(title: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on stderr, only where that is a terminal and `quiet` is false.
+    """A bar on stderr, only where that is a terminal and ``quiet`` is false.
 
     Yields:
         A function (done, total, note) that moves the bar; without a bar it does nothing.

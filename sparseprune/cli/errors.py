@@ -15,7 +15,7 @@ INTERRUPTED = 130
 
 
 def sentences(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what a command raises into a sentence on stderr; its `debug` argument lets the traceback through.
+    """Turn what a command raises into a sentence on stderr; its ``debug`` argument lets the traceback through.
 
     Exit codes: 2 for a wrong argument or file, 130 for Ctrl-C, 1 for what nobody foresaw.
     """
@@ -36,7 +36,7 @@ def sentences(command: Callable[..., None]) -> Callable[..., None]:
             # typer's own Exit and Abort are RuntimeErrors as well.
             if debug or isinstance(error, typer.Exit | typer.Abort):
                 raise
-            _say(f"{error} (--debug shows where; `sparseprune info` tells what a bug report needs)")
+            _say(f"{error} (--debug shows where; 'sparseprune info' tells what a bug report needs)")
             raise typer.Exit(INTERNAL_ERROR) from None
 
     return wrapped

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomically
 from ..masks import Masks
 from ..report.runs import FORMAT, HISTORY_FILE, RUN_FILE, VERSION
-from ..files import write_atomically
 from ..training.history import History
 
 INIT_FILE = "init.safetensors"
@@ -55,21 +55,21 @@ def check_writable(folder: Path) -> None:
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ValueError(f"`--out` must be a folder that can be written to, got {str(folder)!r}")
+        raise ValueError(f"--out must be a folder that can be written to, got {str(folder)!r}")
 
 
 def stale_training(folder: Path, arguments: dict[str, Any], overwrite: bool) -> list[Path]:
     """What to remove when pruning into a folder: no trained network may stand beside masks it did not have.
 
     Raises:
-        ValueError: the folder holds the training of a run with other arguments, and `overwrite` is false.
+        ValueError: the folder holds the training of a run with other arguments, and ``overwrite`` is false.
     """
     present = [name for name in TRAINING_FILES if (folder / name).exists()]
     if not present or read_run(folder).get("arguments") == arguments:
         return []
     if not overwrite:
         raise ValueError(
-            f"`--out` must be a folder without another run's training, got {str(folder)!r} with "
+            f"--out must be a folder without another run's training, got {str(folder)!r} with "
             f"{', '.join(present)}: take another folder, or remove them with --overwrite"
         )
     return [folder / name for name in present]

@@ -1,4 +1,4 @@
-"""`sparseprune info`: what a bug report needs."""
+"""``sparseprune info``: what a bug report needs."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def collect() -> dict[str, Any]:
         "libraries": {device: reason or "loaded" for device, reason in native.loaded().items()},
         "backends on cpu": _backends("cpu"),
         **({"backends on cuda": _backends("cuda")} if torch.cuda.is_available() else {}),
-        "environment": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)
-        },
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)},
     }
 
 

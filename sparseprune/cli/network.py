@@ -39,18 +39,16 @@ def load_data(name: str | None, data_dir: Path | None, image: str | None) -> Dat
     shape = parse_shape(image) if image else None
     if name is None:
         if data_dir is not None:
-            raise ValueError(f"`--data-dir` must come with --data, got {str(data_dir)!r} alone")
+            raise ValueError(f"--data-dir must come with --data, got {str(data_dir)!r} alone")
         return None
     size = None
     if name == "folder" and shape:
         if shape[0] != 3 or shape[1] != shape[2]:
-            raise ValueError(f"`--input` must be 3xSxS for --data folder, got {image!r}")
+            raise ValueError(f"--input must be 3xSxS for --data folder, got {image!r}")
         size = shape[1]
     dataset = data.load(name, data_dir, size=size)
     if shape and shape != dataset.input_shape:
-        raise ValueError(
-            f"`--input` must be {'x'.join(map(str, dataset.input_shape))} for --data {name}, got {image!r}"
-        )
+        raise ValueError(f"--input must be {'x'.join(map(str, dataset.input_shape))} for --data {name}, got {image!r}")
     return dataset
 
 
@@ -103,11 +101,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError: the file is missing, damaged, of another kind, or does not fit the model.
     """
     if not path.is_file():
-        raise ValueError(f"`--weights` must be a file, got {str(path)!r}")
+        raise ValueError(f"--weights must be a file, got {str(path)!r}")
     try:
-        state = (
-            load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-        )
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (
         safetensors.SafetensorError,
         pickle.UnpicklingError,
@@ -117,19 +113,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError,
     ) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"`--weights` must be an intact file of tensors, got {str(path)!r}: {reason}"
-        ) from error
+        raise ValueError(f"--weights must be an intact file of tensors, got {str(path)!r}: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"`--weights` must be a state dict, got {str(path)!r} with something else")
+        raise ValueError(f"--weights must be a state dict, got {str(path)!r} with something else")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"`--weights` must fit the model, got {str(path)!r}: {reason}") from error
+        raise ValueError(f"--weights must fit the model, got {str(path)!r}: {reason}") from error
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

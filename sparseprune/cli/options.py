@@ -30,7 +30,7 @@ BN_MODES = ("eval", "train")
 class CriterionChoice:
     """How to make a criterion, how many steps it takes by default, and whether it needs data.
 
-    `make` is called with (batches, example input, generator, batch norm's mode).
+    ``make`` is called with (batches, example input, generator, batch norm's mode).
     """
 
     make: Callable[[Batches, Tensor | None, torch.Generator, str], Any]
@@ -53,13 +53,13 @@ CRITERIA: dict[str, CriterionChoice] = {
 
 
 def choose(option: str, name: str, choices: Mapping[str, Value] | Sequence[str]) -> Any:
-    """The object called `name`; for a plain list of names the name itself.
+    """The object called ``name``; for a plain list of names the name itself.
 
     Raises:
         ValueError: there is no such name; the message lists all.
     """
     if name not in choices:
-        raise ValueError(f"`{option}` must be one of {', '.join(choices)}, got {name!r}")
+        raise ValueError(f"{option} must be one of {', '.join(choices)}, got {name!r}")
     return choices[name] if isinstance(choices, Mapping) else name
 
 
@@ -67,9 +67,7 @@ def choose_pattern(scope: str, allocation: str | None) -> Pattern:
     """The pattern for --scope and --allocation."""
     choose("--scope", scope, SCOPES)
     if allocation is not None and scope != "layer":
-        raise ValueError(
-            f"`--allocation` must be given with --scope layer only, got {allocation!r} with --scope {scope}"
-        )
+        raise ValueError(f"--allocation must be given with --scope layer only, got {allocation!r} with --scope {scope}")
     if scope == "global":
         return Global()
     return LayerWise(choose("--allocation", allocation or "uniform", ALLOCATIONS))
@@ -84,7 +82,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"`--device` must be a device of this machine, got {name!r}: {reason}") from error
+        raise ValueError(f"--device must be a device of this machine, got {name!r}: {reason}") from error
     return device
 
 
@@ -92,7 +90,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     """ "3x224x224" -> (3, 224, 224)."""
     parts = text.lower().replace("×", "x").split("x")
     if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"`--input` must be CxHxW, for example 3x224x224, got {text!r}")
+        raise ValueError(f"--input must be CxHxW, for example 3x224x224, got {text!r}")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
@@ -102,7 +100,7 @@ def parse_model_options(texts: Sequence[str] | None) -> dict[str, Any]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"`--model-option` must be NAME=VALUE, got {text!r}")
+            raise ValueError(f"--model-option must be NAME=VALUE, got {text!r}")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
@@ -115,4 +113,4 @@ def parse_min_per_layer(text: str) -> int | float:
     try:
         return int(text) if text.isdigit() else float(text)
     except ValueError:
-        raise ValueError(f"`--min-per-layer` must be a count or a share below 1, got {text!r}") from None
+        raise ValueError(f"--min-per-layer must be a count or a share below 1, got {text!r}") from None

@@ -1,4 +1,4 @@
-"""`sparseprune prune`: choose the weights to keep and write masks, table and figure."""
+"""``sparseprune prune``: choose the weights to keep and write masks, table and figure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ CHUNK = 128
 @sentences
 def command(
     model: shared.Model,
-    criterion: Annotated[
-        str, typer.Option(metavar="NAME", help="random, magnitude, snip, grasp or synflow.")
-    ],
+    criterion: Annotated[str, typer.Option(metavar="NAME", help="random, magnitude, snip, grasp or synflow.")],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write to. Default: runs/MODEL-CRITERION.")
     ] = None,
@@ -62,9 +60,7 @@ def command(
     ] = None,
     bn: Annotated[
         str | None,
-        typer.Option(
-            metavar="MODE", help="For snip and grasp, batch norm: train (default) or, with --weights, eval."
-        ),
+        typer.Option(metavar="MODE", help="For snip and grasp, batch norm: train (default) or, with --weights, eval."),
     ] = None,
     image: shared.Input = None,
     init: shared.Init = None,
@@ -73,9 +69,7 @@ def command(
     seed: shared.Seed = 0,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "float32",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove another run's training from DIR.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove another run's training from DIR.")] = False,
     json: shared.Json = False,
     debug: shared.Debug = False,
 ) -> None:
@@ -103,11 +97,9 @@ def command(
     if chosen.needs_data:
         data = data or "digits"
         if samples_per_class and batches:
-            raise ValueError("`--samples-per-class` must not come with --batches, got both")
+            raise ValueError("--samples-per-class must not come with --batches, got both")
     elif samples_per_class or batches:
-        raise ValueError(
-            f"`--samples-per-class` and `--batches` must come with snip or grasp, got {criterion}"
-        )
+        raise ValueError(f"--samples-per-class and --batches must come with snip or grasp, got {criterion}")
     out = out or Path("runs", f"{model.replace(':', '-').replace('/', '-')}-{criterion}")
     arguments: dict[str, Any] = {
         "model": model, "criterion": criterion, "sparsity": sparsity, "density": density, "keep": keep,
@@ -124,16 +116,12 @@ def command(
         device=device, dtype=dtype,
     )  # fmt: skip
     if net.shape is None and criterion == "synflow":
-        raise ValueError(
-            f"`--input` must be given for {model}, which does not say what images it takes, got none"
-        )
+        raise ValueError(f"--input must be given for {model}, which does not say what images it takes, got none")
     parameter = next(net.model.parameters())
     example = None
     if net.shape is not None:
         example = torch.ones(1, *net.shape, device=parameter.device, dtype=parameter.dtype)
-    batch_list = (
-        _batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
-    )
+    batch_list = _batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
     rule = chosen.make(batch_list, example, torch.Generator().manual_seed(seed), mode)
     folder.check_writable(out)
     started = time.monotonic()
@@ -187,9 +175,7 @@ def command(
         stderr().print(f"Next: {shlex.join([*follow, '--out', str(out)])}", markup=False, highlight=False)
 
 
-def _batches(
-    dataset: Dataset, samples_per_class: int | None, batches: int | None, seed: int, dtype: Any
-) -> Batches:
+def _batches(dataset: Dataset, samples_per_class: int | None, batches: int | None, seed: int, dtype: Any) -> Batches:
     """Balanced samples in chunks, or so many random batches."""
     import itertools
 
@@ -199,9 +185,7 @@ def _batches(
     if batches is not None:
         loader = dataset.batches("train", CHUNK, generator, drop_last=True)
         if len(loader) < batches:
-            raise ValueError(
-                f"`--batches` must be at most {len(loader)} for --data {dataset.name}, got {batches}"
-            )
+            raise ValueError(f"--batches must be at most {len(loader)} for --data {dataset.name}, got {batches}")
         chosen = list(itertools.islice(loader, batches))
     else:
         x, y = dataset.balanced(samples_per_class or 10, generator)

@@ -1,4 +1,4 @@
-"""`sparseprune report`: one figure and one table of several runs."""
+"""``sparseprune report``: one figure and one table of several runs."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def _print_table(runs: list) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(COLUMNS):
         # Only the name may be broken, and only on a terminal that is too narrow.
-        table.add_column(
-            column, justify="left" if number < 3 else "right", no_wrap=number > 0, overflow="fold"
-        )
+        table.add_column(column, justify="left" if number < 3 else "right", no_wrap=number > 0, overflow="fold")
     for run in runs:
         table.add_row(*result_row(run), style="red" if run.dead_layers else None)
     console = Console()

@@ -1,4 +1,4 @@
-"""`sparseprune train`: train with the masks held; stop it or kill it, and it goes on exactly."""
+"""``sparseprune train``: train with the masks held; stop it or kill it, and it goes on exactly."""
 
 from __future__ import annotations
 
@@ -51,9 +51,7 @@ def command(
     dtype: shared.Dtype = "float32",
     resume: Annotated[
         bool | None,
-        typer.Option(
-            "--resume/--restart", help="Go on from the checkpoint in DIR if there is one, or start anew."
-        ),
+        typer.Option("--resume/--restart", help="Go on from the checkpoint in DIR if there is one, or start anew."),
     ] = None,
     json: shared.Json = False,
     debug: shared.Debug = False,
@@ -105,9 +103,7 @@ def command(
             )  # fmt: skip
         except TrainingInterrupted as stop:
             sentence = str(stop)
-            raise KeyboardInterrupt(
-                f"{sentence[0].upper()}{sentence[1:]}. To go on: {_resume_command()}"
-            ) from None
+            raise KeyboardInterrupt(f"{sentence[0].upper()}{sentence[1:]}. To go on: {_resume_command()}") from None
     folder.write_json(out / HISTORY_FILE, history.to_list())
     network.save_weights(net.model, out / folder.MODEL_FILE)
     last, best = history[-1], history.best
@@ -179,22 +175,12 @@ def _check_folder(out: Path, path: Path | None, held: Masks | None) -> None:
     there = out / MASKS_FILE
     if held is None and there.exists():
         raise ValueError(
-            f"`--out` must be a folder without masks for a dense run, got {str(out)!r}; "
-            f"or give --masks {there}"
+            f"--out must be a folder without masks for a dense run, got {str(out)!r}; or give --masks {there}"
         )
-    if (
-        held is not None
-        and there.exists()
-        and there.resolve() != path.resolve()
-        and not folder.same_masks(there, held)
-    ):
-        raise ValueError(
-            f"`--out` must be a folder without another run, got {str(out)!r} with other {MASKS_FILE}"
-        )
+    if held is not None and there.exists() and there.resolve() != path.resolve() and not folder.same_masks(there, held):
+        raise ValueError(f"--out must be a folder without another run, got {str(out)!r} with other {MASKS_FILE}")
     if (out / RUN_FILE).exists() and not folder.read_run(out):
-        raise ValueError(
-            f"`--out` must be a folder with whole files, got {str(out / RUN_FILE)!r}, which is damaged"
-        )
+        raise ValueError(f"--out must be a folder with whole files, got {str(out / RUN_FILE)!r}, which is damaged")
 
 
 def _check_checkpoint(checkpoint: Path, resume: bool | None) -> None:
@@ -207,7 +193,7 @@ def _check_checkpoint(checkpoint: Path, resume: bool | None) -> None:
     epochs = saved["config"].get("epochs", 0)
     if saved["epoch"] < epochs:
         raise ValueError(
-            f"`--out` must be a folder without an unfinished run, got {str(checkpoint)!r} with "
+            f"--out must be a folder without an unfinished run, got {str(checkpoint)!r} with "
             f"{saved['epoch']} of {epochs} epochs done: go on with --resume, or start anew with --restart"
         )
 

@@ -40,7 +40,7 @@ class BatchLoss:
     def __init__(self, model: nn.Module, params: Weights, loss: Loss) -> None:
         self._model, self._loss = model, loss
         self._device = next((weight.device for weight in params.values()), torch.device("cpu"))
-        # New leaves on the same storage: gradients for frozen weights too, and no `.grad` of the model is involved.
+        # New leaves on the same storage: gradients for frozen weights too, and no ``.grad`` of the model is involved.
         self.weights = {name: weight.detach().requires_grad_() for name, weight in params.items()}
         others = {name: p.detach() for name, p in model.named_parameters()}
         self._state = others | self.weights | buffer_copies(model)

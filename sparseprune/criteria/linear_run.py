@@ -48,7 +48,7 @@ class LinearRun(TorchFunctionMode, ABC):
     def depends(self, value: object) -> bool:
         return isinstance(value, Tensor) and self._answer(value)
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         rule = RULES.get(func)
         if rule is not None:

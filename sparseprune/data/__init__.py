@@ -26,21 +26,21 @@ def load(name: str, data_dir: str | PathLike[str] | None = None, *, size: int | 
     """Loads a data set by name.
 
     Args:
-        name: `digits`, `mnist`, `cifar10`, `cifar100` or `folder`.
-        data_dir: the folder with its files, or the folder above it; `digits` needs none.
-        size: height and width of the images of `folder`, 224 by default.
+        name: ``digits``, ``mnist``, ``cifar10``, ``cifar100`` or ``folder``.
+        data_dir: the folder with its files, or the folder above it; ``digits`` needs none.
+        size: height and width of the images of ``folder``, 224 by default.
 
     Returns:
-        The data set, in memory except for `folder`.
+        The data set, in memory except for ``folder``.
 
     Raises:
         ValueError: an unknown name; a missing, truncated or damaged file, which the message names; a size for
-            another data set than `folder`.
+            another data set than ``folder``.
     """
     if name not in LOADERS:
-        raise ValueError(f"`name` must be one of {', '.join(LOADERS)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(LOADERS)}, got {name!r}")
     if size is not None and name != "folder":
-        raise ValueError(f"`size` must be None except for folder, got {size!r} for {name}")
+        raise ValueError(f"size must be None except for folder, got {size!r} for {name}")
     options: dict[str, Any] = {} if name == "digits" else {"data_dir": data_dir}
     if size is not None:
         options["size"] = size

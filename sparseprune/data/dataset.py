@@ -39,7 +39,7 @@ class Dataset:
     Attributes:
         name: what it was loaded as.
         train, test: (x [N, C, H, W] float32, y [N] int64), or a torch Dataset of (x [C, H, W], y) with all
-            labels in `targets` [N].
+            labels in ``targets`` [N].
         classes: the name of each label.
         input_shape: (C, H, W) of one image.
         mean, std: what was subtracted from and what divided each channel of pixels in [0, 1].
@@ -54,9 +54,9 @@ class Dataset:
     std: tuple[float, ...]
 
     def split(self, name: str) -> Split:
-        """Returns the split called `train` or `test`."""
+        """Returns the split called ``train`` or ``test``."""
         if name not in ("train", "test"):
-            raise ValueError(f"`split` must be train or test, got {name!r}")
+            raise ValueError(f"split must be train or test, got {name!r}")
         return self.train if name == "train" else self.test
 
     def count(self, split: str) -> int:
@@ -69,7 +69,7 @@ class Dataset:
         """Returns the batches (x [B, C, H, W] float32, y [B] int64) of a split.
 
         Args:
-            split: `train` or `test`.
+            split: ``train`` or ``test``.
             batch_size: images in a batch; the last batch has the rest.
             generator: draws a new order at each iteration; None keeps the order of the files.
             drop_last: leave out a last batch with fewer images.
@@ -78,7 +78,7 @@ class Dataset:
             ValueError: an unknown split, or a batch size that is not a positive integer.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}")
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         return Batches(self.split(split), batch_size, generator, drop_last)
 
     def balanced(self, per_class: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -94,18 +94,17 @@ class Dataset:
             x [per_class * classes, C, H, W] float32 and y [per_class * classes] int64 = 0, 1, ..., 0, 1, ...
 
         Raises:
-            ValueError: `per_class` is not a positive integer or more than the smallest class has.
+            ValueError: ``per_class`` is not a positive integer or more than the smallest class has.
         """
         if isinstance(per_class, bool) or not isinstance(per_class, int) or per_class < 1:
-            raise ValueError(f"`per_class` must be a positive integer, got {per_class!r}")
+            raise ValueError(f"per_class must be a positive integer, got {per_class!r}")
         labels = self.train[1] if isinstance(self.train, tuple) else self.train.targets
         chosen = []
         for label, name in enumerate(self.classes):
             members = (labels == label).nonzero().flatten()
             if len(members) < per_class:
                 raise ValueError(
-                    f"`per_class` must be at most {len(members)}, the training images of class {name!r}, "
-                    f"got {per_class}"
+                    f"per_class must be at most {len(members)}, the training images of class {name!r}, got {per_class}"
                 )
             if generator is not None:
                 members = members[_permutation(len(members), generator)]
@@ -138,9 +137,7 @@ def normalised(
     for images in (x, x_test):
         images.sub_(mean.float().view(-1, 1, 1)).div_(std.float().view(-1, 1, 1))
     shape = (x.shape[1], x.shape[2], x.shape[3])
-    return Dataset(
-        name, (x, train[1]), (x_test, test[1]), classes, shape, tuple(mean.tolist()), tuple(std.tolist())
-    )
+    return Dataset(name, (x, train[1]), (x_test, test[1]), classes, shape, tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def _permutation(count: int, generator: Generator) -> Tensor:

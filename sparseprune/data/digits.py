@@ -23,7 +23,7 @@ def load_digits() -> Dataset:
     try:
         from sklearn import datasets
     except ModuleNotFoundError as error:
-        raise ValueError("`name` digits needs scikit-learn (pip install scikit-learn), got none") from error
+        raise ValueError("digits needs scikit-learn (pip install scikit-learn), got none") from error
     import numpy
 
     images, labels = datasets.load_digits(return_X_y=True)

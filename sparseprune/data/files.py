@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def folder_of(data_dir: str | PathLike[str] | None, dataset: str) -> Path:
-    """Returns `data_dir` as a path; raises ValueError unless it is an existing folder."""
+    """Returns ``data_dir`` as a path; raises ValueError unless it is an existing folder."""
     if data_dir is None:
-        raise ValueError(f"`data_dir` must be the folder that holds {dataset}, got None (nothing is fetched)")
+        raise ValueError(f"data_dir must be the folder that holds {dataset}, got None (nothing is fetched)")
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise ValueError(f"`data_dir` must be an existing folder that holds {dataset}, got {str(folder)!r}")
+        raise ValueError(f"data_dir must be an existing folder that holds {dataset}, got {str(folder)!r}")
     return folder
 
 
@@ -28,4 +28,4 @@ def find(folder: Path, subfolders: tuple[str, ...], names: tuple[str, ...]) -> P
             if (place / name).is_file():
                 return place / name
     also = f" (or in its {', '.join(subfolders)})" if subfolders else ""
-    raise ValueError(f"`data_dir` must contain {' or '.join(names)}{also}, got {str(folder)!r} without it")
+    raise ValueError(f"data_dir must contain {' or '.join(names)}{also}, got {str(folder)!r} without it")

@@ -19,9 +19,9 @@ _STD = (0.229, 0.224, 0.225)
 
 
 class ImageFolder(torch.utils.data.Dataset):
-    """The images below FOLDER/CLASS, sorted by class and path; `targets` has their labels.
+    """The images below FOLDER/CLASS, sorted by class and path; ``targets`` has their labels.
 
-    An image is scaled until its shorter side is 8/7 `size` (256 for 224), cropped to its centre, normalised.
+    An image is scaled until its shorter side is 8/7 ``size`` (256 for 224), cropped to its centre, normalised.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class ImageFolder(torch.utils.data.Dataset):
             found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in _SUFFIXES)
             if not found:
                 kinds = ", ".join(_SUFFIXES)
-                raise ValueError(f"`data_dir` must hold images ({kinds}), got none in {folder / name}")
+                raise ValueError(f"data_dir must hold images ({kinds}), got none in {folder / name}")
             self.paths += found
             labels += [label] * len(found)
         self.targets = torch.tensor(labels)
@@ -55,10 +55,10 @@ def load_folder(
     mean: Sequence[float] = _MEAN,
     std: Sequence[float] = _STD,
 ) -> Dataset:
-    """Loads a folder of images; the classes are the sorted names of the folders in `train`.
+    """Loads a folder of images; the classes are the sorted names of the folders in ``train``.
 
     Args:
-        data_dir: a folder with `train` and `val` (or `test`), each with one folder of images for every class.
+        data_dir: a folder with ``train`` and ``val`` (or ``test``), each with one folder of images for every class.
         size: height and width of the images that come out.
         mean, std: of the red, green and blue channels of pixels in [0, 1]; ImageNet's by default.
 
@@ -67,17 +67,16 @@ def load_folder(
             damaged image raises when it is read and is named.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"`size` must be a positive integer, got {size!r}")
+        raise ValueError(f"size must be a positive integer, got {size!r}")
     folder = folder_of(data_dir, "image folders")
     train = folder / "train"
     test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
     if not train.is_dir() or test is None:
-        raise ValueError(f"`data_dir` must contain the folders train and val (or test), got {str(folder)!r}")
+        raise ValueError(f"data_dir must contain the folders train and val (or test), got {str(folder)!r}")
     classes, tested = _classes(train), _classes(test)
     if not classes or classes != tested:
         raise ValueError(
-            f"`data_dir` must hold the same classes in {train} and {test}, "
-            f"got {_some(classes)} and {_some(tested)}"
+            f"data_dir must hold the same classes in {train} and {test}, got {_some(classes)} and {_some(tested)}"
         )
     splits = [ImageFolder(part, classes, size, mean, std) for part in (train, test)]
     return Dataset("folder", splits[0], splits[1], classes, (3, size, size), tuple(mean), tuple(std))
@@ -95,12 +94,12 @@ def _read(path: Path, size: int) -> Tensor:
     try:
         from PIL import Image
     except ModuleNotFoundError as error:
-        raise ValueError("`name` folder needs Pillow (pip install Pillow), got none") from error
+        raise ValueError("an image folder needs Pillow (pip install Pillow), got none") from error
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"`data_dir` must hold intact images, got {path}: {error}") from error
+        raise ValueError(f"data_dir must hold intact images, got {path}: {error}") from error
     scale = size * 8 / 7 / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     left, top = (width - size) // 2, (height - size) // 2

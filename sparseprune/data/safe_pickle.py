@@ -80,7 +80,7 @@ def read_pickled_dict(path: Path) -> dict[str, Any]:
     except Exception as error:
         # A damaged or hostile pickle can raise anything: opcodes index stacks, build objects, decode text.
         reason = str(error) or type(error).__name__
-        raise ValueError(f"`data_dir` must hold intact python pickles, got {path}: {reason}") from error
+        raise ValueError(f"data_dir must hold intact python pickles, got {path}: {reason}") from error
 
 
 def _text(value: Any) -> str:

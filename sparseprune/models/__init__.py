@@ -1,7 +1,7 @@
-"""The networks of the pruning papers; each has `input_shape`, the (C, H, W) of the images it is built for.
+"""The networks of the pruning papers; each has ``input_shape``, the (C, H, W) of the images it is built for.
 
-Factories take `num_classes`, `input_shape` and `generator`; with one seed, `torch.manual_seed(s)` and
-`generator=torch.Generator().manual_seed(s)` give the same network.
+Factories take ``num_classes``, ``input_shape`` and ``generator``; with one seed, ``torch.manual_seed(s)`` and
+``generator=torch.Generator().manual_seed(s)`` give the same network.
 """
 
 from sparseprune.models.cifar_resnet import resnet20 as resnet20

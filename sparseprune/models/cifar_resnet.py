@@ -28,14 +28,12 @@ class PadShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """3x3 stem, three stages of n basic blocks (depth 6n + 2), global average pooling, linear layer."""
 
-    def __init__(
-        self, depth: int, num_classes: int, input_shape: Sequence[int], width: int, shortcut: str
-    ) -> None:
+    def __init__(self, depth: int, num_classes: int, input_shape: Sequence[int], width: int, shortcut: str) -> None:
         super().__init__()
         if shortcut not in ("pad", "conv"):
-            raise ValueError(f"`shortcut` must be pad or conv, got {shortcut!r}")
+            raise ValueError(f"shortcut must be pad or conv, got {shortcut!r}")
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"`width` must be a positive integer, got {width!r}")
+            raise ValueError(f"width must be a positive integer, got {width!r}")
         self.input_shape = check_image(input_shape, num_classes)
         count = (depth - 2) // 6
         small, middle, large = 16 * width, 32 * width, 64 * width
@@ -89,8 +87,8 @@ def resnet20(
         num_classes: number of outputs.
         input_shape: (C, H, W) of one image; only C changes the network.
         width: multiplies the channels 16, 32, 64; 2 gives the networks of the GraSP paper.
-        shortcut: where the shape changes: `pad` (zeros, the paper's A) or `conv` (1x1 with norm, its B).
-        generator: source of the initial weights (`kaiming_normal`: fan_in, zero biases).
+        shortcut: where the shape changes: ``pad`` (zeros, the paper's A) or ``conv`` (1x1 with norm, its B).
+        generator: source of the initial weights (``kaiming_normal``: fan_in, zero biases).
 
     Raises:
         ValueError: an unknown shortcut, a width or an image shape that is not made of positive integers.

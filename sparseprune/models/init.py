@@ -1,8 +1,8 @@
 """Weight initialisation by name for every Linear, convolution and norm layer of a model.
 
-    normal: w ~ N(0, gain^2 / fan)
-    uniform: w ~ U(-b, b) with b = gain sqrt(3 / fan)
-    orthogonal: W W^T = gain^2 I, or W^T W for a tall matrix
+normal: w ~ N(0, gain^2 / fan)
+uniform: w ~ U(-b, b) with b = gain sqrt(3 / fan)
+orthogonal: W W^T = gain^2 I, or W^T W for a tall matrix
 """
 
 from __future__ import annotations
@@ -80,22 +80,20 @@ SCHEMES: dict[str, _Scheme] = {
 
 
 @torch.no_grad()
-def initialize_(
-    model: Model, scheme: str, generator: Generator | None = None, *, gain: float | None = None
-) -> Model:
+def initialize_(model: Model, scheme: str, generator: Generator | None = None, *, gain: float | None = None) -> Model:
     """Draws every weight of a model anew, in module order, so one seed gives one network.
 
-    Weights of Linear and convolution layers follow `scheme`:
+    Weights of Linear and convolution layers follow ``scheme``:
 
-    - `kaiming_normal`, `kaiming_uniform`: variance gain^2 / fan_in, gain sqrt(2)
-    - `kaiming_normal_fan_out`: variance gain^2 / fan_out, gain sqrt(2)
-    - `lecun_normal`: variance gain^2 / fan_in, gain 1
-    - `xavier_normal`, `xavier_uniform`: variance 2 gain^2 / (fan_in + fan_out), gain 1
-    - `orthogonal`: each group's matrix [O/groups, C/groups * kernel] has orthonormal rows or columns, gain 1
-    - `delta_orthogonal`: such a matrix [O, C] at the kernel's centre, zeros around it: norms are kept, gain 1
-    - `pytorch`: what torch's constructors draw, uniform of variance gain^2 / fan_in, gain sqrt(1/3)
+    - ``kaiming_normal``, ``kaiming_uniform``: variance gain^2 / fan_in, gain sqrt(2)
+    - ``kaiming_normal_fan_out``: variance gain^2 / fan_out, gain sqrt(2)
+    - ``lecun_normal``: variance gain^2 / fan_in, gain 1
+    - ``xavier_normal``, ``xavier_uniform``: variance 2 gain^2 / (fan_in + fan_out), gain 1
+    - ``orthogonal``: each group's matrix [O/groups, C/groups * kernel] has orthonormal rows or columns, gain 1
+    - ``delta_orthogonal``: such a matrix [O, C] at the kernel's centre, zeros around it: norms are kept, gain 1
+    - ``pytorch``: what torch's constructors draw, uniform of variance gain^2 / fan_in, gain sqrt(1/3)
 
-    Biases become 0 (in `pytorch` uniform within 1 / sqrt(fan_in)), norm layers weight 1, bias 0 and fresh
+    Biases become 0 (in ``pytorch`` uniform within 1 / sqrt(fan_in)), norm layers weight 1, bias 0 and fresh
     running statistics. Other parameters (embeddings, attention projections, ...) stay as they are.
 
     Args:
@@ -109,16 +107,16 @@ def initialize_(
 
     Raises:
         ValueError: unknown scheme; gain not positive and finite; a layer that holds a pruning mask;
-            `delta_orthogonal` on a convolution with more input than output channels. Nothing changes then.
+            ``delta_orthogonal`` on a convolution with more input than output channels. Nothing changes then.
 
     Source:
         He et al. 2015 (1502.01852) eq. 10 and 14; Glorot and Bengio 2010 eq. 16; LeCun et al. 1998, Efficient
         BackProp, eq. 16; Saxe et al. 2014 (1312.6120); Xiao et al. 2018 (1806.05393) algorithm 1.
     """
     if scheme not in SCHEMES:
-        raise ValueError(f"`scheme` must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+        raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
     if gain is not None and not 0 < gain < math.inf:
-        raise ValueError(f"`gain` must be positive and finite, got {gain!r}")
+        raise ValueError(f"gain must be positive and finite, got {gain!r}")
     for name, layer in model.named_modules():
         _refuse(name, layer, scheme)
     for layer in model.modules():
@@ -139,12 +137,12 @@ def construct(constructor: Callable[..., Model], *args: Any, **kwargs: Any) -> M
 
 def _refuse(name: str, layer: nn.Module, scheme: str) -> None:
     if "weight_mask" in dict(layer.named_buffers(recurse=False)):
-        raise ValueError(f"`model` must be dense, got a pruned layer {name!r}: initialise before pruning")
+        raise ValueError(f"model must be dense, got a pruned layer {name!r}: initialise before pruning")
     if scheme == "delta_orthogonal" and isinstance(layer, _CONVOLUTIONS):
         inputs, outputs = layer.in_channels, layer.out_channels
         if inputs > outputs:
             raise ValueError(
-                "`scheme` must suit every layer: delta_orthogonal needs convolutions with at least as many "
+                "scheme must suit every layer: delta_orthogonal needs convolutions with at least as many "
                 f"output as input channels, got {name!r} with {inputs} inputs and {outputs} outputs"
             )
 

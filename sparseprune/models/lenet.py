@@ -80,7 +80,7 @@ def lenet_300_100(
     Args:
         num_classes: number of outputs.
         input_shape: (C, H, W) of one image, any size.
-        generator: source of the initial weights (torch's default scheme, `pytorch`).
+        generator: source of the initial weights (torch's default scheme, ``pytorch``).
 
     Source:
         LeCun et al. 1998, Gradient-based learning applied to document recognition, section III.C.
@@ -96,7 +96,7 @@ def lenet5(
     Args:
         num_classes: number of outputs.
         input_shape: (C, 28, 28), padded by 2 as the original padded MNIST, or (C, 32, 32).
-        generator: source of the initial weights (torch's default scheme, `pytorch`).
+        generator: source of the initial weights (torch's default scheme, ``pytorch``).
 
     Source:
         LeCun et al. 1998, section II.B, with every map of the second convolution connected to all six inputs.
@@ -112,9 +112,9 @@ def lenet5_caffe(
     Args:
         num_classes: number of outputs.
         input_shape: (C, H, W) of one image, sides of at least 16.
-        generator: source of the initial weights (torch's default scheme, `pytorch`).
+        generator: source of the initial weights (torch's default scheme, ``pytorch``).
 
     Source:
-        Jia et al. 2014 (1408.5093), the `lenet` example; Lee et al. 2019 (1810.02340) table 1.
+        Jia et al. 2014 (1408.5093), the ``lenet`` example; Lee et al. 2019 (1810.02340) table 1.
     """
     return initialize_(construct(LeNet5Caffe, num_classes, input_shape), "pytorch", generator)

@@ -1,4 +1,4 @@
-"""Models by name: ours, `torchvision:NAME`, `timm:NAME`, `hf:NAME` or `package.module:factory`."""
+"""Models by name: ours, ``torchvision:NAME``, ``timm:NAME``, ``hf:NAME`` or ``package.module:factory``."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def create(spec: str, **options: Any) -> nn.Module:
 
     Args:
         spec: one of
-            - ours, e.g. `resnet50` or `LeNet-300-100` (case, '-' and '_' do not matter);
-            - `torchvision:NAME` or `timm:NAME`, without weights unless `weights=` or `pretrained=` is given;
-            - `hf:FOLDER` (with config.json, and weights if there are any; read from disk only) or `hf:TYPE`
-              (e.g. `hf:vit`, that type's default configuration), wrapped so that the output is the logits: of
+            - ours, e.g. ``resnet50`` or ``LeNet-300-100`` (case, '-' and '_' do not matter);
+            - ``torchvision:NAME`` or ``timm:NAME``, without weights unless ``weights=`` or ``pretrained=`` is given;
+            - ``hf:FOLDER`` (with config.json, and weights if there are any; read from disk only) or ``hf:TYPE``
+              (e.g. ``hf:vit``, that type's default configuration), wrapped so that the output is the logits: of
               the saved architecture, else of an image classifier or a masked or causal language model (of a
               sequence classifier if num_labels is given);
-            - `package.module:factory`, any importable callable that returns a model.
-        options: passed to the factory; for `hf:`, changes to the configuration, e.g. num_labels=10.
+            - ``package.module:factory``, any importable callable that returns a model.
+        options: passed to the factory; for ``hf:``, changes to the configuration, e.g. num_labels=10.
 
     Returns:
-        The model; `input_shape(model)` tells the images it is built for.
+        The model; ``input_shape(model)`` tells the images it is built for.
 
     Raises:
         ValueError: a name that is not known (the message has the close ones), an option that the factory does
             not take, a package that is not installed.
-        TypeError: `spec` is not a string, or names something that does not return a model.
+        TypeError: ``spec`` is not a string, or names something that does not return a model.
     """
     if not isinstance(spec, str):
-        raise TypeError(f"`spec` must be a string, got {type(spec).__name__}")
+        raise TypeError(f"spec must be a string, got {type(spec).__name__}")
     prefix, colon, name = spec.partition(":")
     if not colon:
         return call(spec, FACTORIES[_ours(spec)], options)
@@ -70,7 +70,7 @@ def create(spec: str, **options: Any) -> nn.Module:
 def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
     """Returns the (C, H, W) of one image that a model is built for, or None where the model does not say.
 
-    Read from `model.input_shape` (ours), a timm model's `default_cfg` or a Hugging Face model's `config`.
+    Read from ``model.input_shape`` (ours), a timm model's ``default_cfg`` or a Hugging Face model's ``config``.
     """
     if hasattr(model, "input_shape"):
         return tuple(model.input_shape)
@@ -85,7 +85,7 @@ def _ours(spec: str) -> str:
     plain = {_plain(name): name for name in FACTORIES}
     if _plain(spec) not in plain:
         close = close_matches(_plain(spec), plain, plain.get)
-        raise ValueError(f"`spec` must be one of {', '.join(FACTORIES)}, or {_FORMS}, got {spec!r}{close}")
+        raise ValueError(f"spec must be one of {', '.join(FACTORIES)}, or {_FORMS}, got {spec!r}{close}")
     return plain[_plain(spec)]
 
 
@@ -95,7 +95,7 @@ def _plain(name: str) -> str:
 
 def _imported(spec: str, module_name: str, factory: str) -> Callable[..., Any]:
     if not all(part.isidentifier() for part in (*module_name.split("."), *factory.split("."))):
-        raise ValueError(f"`spec` must be one of ours, {_FORMS}, got {spec!r}")
+        raise ValueError(f"spec must be one of ours, {_FORMS}, got {spec!r}")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -103,14 +103,14 @@ def _imported(spec: str, module_name: str, factory: str) -> Callable[..., Any]:
         if error.name != module_name and not module_name.startswith(f"{error.name}."):
             raise
         raise ValueError(
-            f"`spec` must be one of ours, {_FORMS}, got {spec!r}: there is no module {error.name}"
+            f"spec must be one of ours, {_FORMS}, got {spec!r}: there is no module {error.name}"
         ) from error
     for part in factory.split("."):
         if not hasattr(found, part):
             raise ValueError(
-                f"`spec` must name a factory in {module_name}, got {spec!r}{close_matches(part, dir(found))}"
+                f"spec must name a factory in {module_name}, got {spec!r}{close_matches(part, dir(found))}"
             )
         found = getattr(found, part)
     if isinstance(found, nn.Module) or not callable(found):
-        raise TypeError(f"`spec` must name a factory of models, got {type(found).__name__} from {spec!r}")
+        raise TypeError(f"spec must name a factory of models, got {type(found).__name__} from {spec!r}")
     return found

@@ -68,7 +68,7 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"`stem` must be imagenet or cifar, got {stem!r}")
+            raise ValueError(f"stem must be imagenet or cifar, got {stem!r}")
         if input_shape is None:
             input_shape = (3, 224, 224) if stem == "imagenet" else (3, 32, 32)
         self.input_shape = check_image(input_shape, num_classes)
@@ -134,9 +134,9 @@ def resnet18(
         num_classes: number of outputs.
         input_shape: (C, H, W) of one image; only C changes the network. Default (3, 224, 224), or (3, 32, 32)
             with the CIFAR stem.
-        stem: `imagenet` (7x7 convolution, 3x3 max pooling, both of stride 2) or `cifar` (3x3 of stride 1).
+        stem: ``imagenet`` (7x7 convolution, 3x3 max pooling, both of stride 2) or ``cifar`` (3x3 of stride 1).
         generator: source of the initial weights, as torchvision draws them: convolutions
-            `kaiming_normal_fan_out`, linear layer `pytorch`.
+            ``kaiming_normal_fan_out``, linear layer ``pytorch``.
 
     Raises:
         ValueError: an unknown stem, or an image shape that is not three positive integers.

@@ -73,7 +73,7 @@ def vgg16_bn(
     Args:
         num_classes: number of outputs.
         input_shape: (C, 32, 32).
-        generator: source of the initial weights (`kaiming_normal`: fan_in, zero biases).
+        generator: source of the initial weights (``kaiming_normal``: fan_in, zero biases).
 
     Raises:
         ValueError: an image that is not 32x32.

@@ -35,16 +35,14 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """3x3 stem, three stages of n blocks (depth 6n + 4), batch norm, ReLU, average pooling, linear layer."""
 
-    def __init__(
-        self, depth: int, width: int, num_classes: int, input_shape: Sequence[int], dropout: float
-    ) -> None:
+    def __init__(self, depth: int, width: int, num_classes: int, input_shape: Sequence[int], dropout: float) -> None:
         super().__init__()
         if not isinstance(depth, int) or depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"`depth` must be 6n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth!r}")
+            raise ValueError(f"depth must be 6n + 4 with n >= 1 (10, 16, 22, 28, ...), got {depth!r}")
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise ValueError(f"`width` must be a positive integer, got {width!r}")
+            raise ValueError(f"width must be a positive integer, got {width!r}")
         if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be in [0, 1), got {dropout!r}")
+            raise ValueError(f"dropout must be in [0, 1), got {dropout!r}")
         self.input_shape = check_image(input_shape, num_classes)
         count = (depth - 4) // 6
         self.conv1 = nn.Conv2d(self.input_shape[0], 16, 3, padding=1, bias=False)
@@ -83,7 +81,7 @@ def wide_resnet(
         num_classes: number of outputs.
         input_shape: (C, H, W) of one image; only C changes the network.
         dropout: probability of dropping an activation between the two convolutions of a block.
-        generator: source of the initial weights (`kaiming_normal_fan_out`, zero biases).
+        generator: source of the initial weights (``kaiming_normal_fan_out``, zero biases).
 
     Raises:
         ValueError: a depth that is not 6n + 4, a width or an image shape that is not made of positive

@@ -161,9 +161,7 @@ def checked(mask: BitMask | Tensor, weight: Tensor, argument: str = "mask") -> B
         kind = f"a {mask.dtype} tensor" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{argument} must be a BitMask or a bool tensor, got {kind}")
     if mask.shape != weight.shape:
-        raise ValueError(
-            f"{argument} must have its weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}"
-        )
+        raise ValueError(f"{argument} must have its weight's shape {tuple(weight.shape)}, got {tuple(mask.shape)}")
     if mask.device != weight.device:
         raise ValueError(
             f"{argument} must be on its weight's device {weight.device}, got {mask.device}; "

@@ -48,11 +48,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
-        self._own(
-            BitMask.ones(self.weight.shape, self.weight.device)
-            if mask is None
-            else checked(mask, self.weight)
-        )
+        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
         """x ([N,] in_channels, H, W) -> y ([N,] out_channels, H', W')."""

@@ -14,9 +14,7 @@ from .base import SparseLayer, checked, refusal, zero_outside
 from .conv import SparseConv2d
 from .linear import SparseLinear
 
-SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {
-    c.dense_type: c for c in (SparseLinear, SparseConv2d)
-}
+SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -95,9 +93,7 @@ def densify(model: ModelT) -> ModelT:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     for name, layer in layers.items():
         if type(layer) not in SPARSE_TYPES.values():
-            raise ValueError(
-                f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}"
-            )
+            raise ValueError(f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}")
     for layer in layers.values():
         layer._zero_outside(layer.mask)
         del layer.weight_mask
@@ -130,9 +126,7 @@ def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Chan
         layers = [module for _, module, _ in holders[weight]]
         first = changes.setdefault(weight, _Change(name, weight, mask, layers))
         if first.name != name and first.mask != mask:
-            raise ValueError(
-                f"masks of tied weights must be equal, got different ones for {first.name!r} and {name!r}"
-            )
+            raise ValueError(f"masks of tied weights must be equal, got different ones for {first.name!r} and {name!r}")
     return list(changes.values())
 
 
@@ -164,9 +158,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if changes and not any(id(change.weight) in held for change in changes):
-        raise ValueError(
-            "optimizer must hold the model's parameters, got one that holds none of the masked weights"
-        )
+        raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")
 
 
 def _zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:

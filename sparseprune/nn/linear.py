@@ -40,11 +40,7 @@ class SparseLinear(SparseLayer, nn.Linear):
         mask: BitMask | Tensor | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._own(
-            BitMask.ones(self.weight.shape, self.weight.device)
-            if mask is None
-            else checked(mask, self.weight)
-        )
+        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> y (..., out_features)."""

@@ -71,9 +71,7 @@ def topk_mask(
         floors = _check_floors(floors, competing, k)
         if not candidates:
             candidates = [BitMask.ones(s.shape, s.device).words for s in scores]
-        kept = [
-            _select([rows[i]], [candidates[i]], floor, [names[i]], backend)[0] for i, floor in enumerate(floors)
-        ]
+        kept = [_select([rows[i]], [candidates[i]], floor, [names[i]], backend)[0] for i, floor in enumerate(floors)]
         rest = [c & ~f for c, f in zip(candidates, kept, strict=True)]
         chosen = _select(rows, rest, k - sum(floors), names, backend)
         words = [f | c for f, c in zip(kept, chosen, strict=True)]

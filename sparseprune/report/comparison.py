@@ -20,7 +20,7 @@ COLUMN_STARTS = (0.03, 0.29, 0.46, 0.58, 0.67, 0.79, 0.88, 0.945)
 
 
 def result_row(run: Run) -> tuple[str, ...]:
-    """The cells of `COLUMNS` for one run; "-" where there is nothing to say."""
+    """The cells of ``COLUMNS`` for one run; "-" where there is nothing to say."""
     return (
         run.name,
         run.model,
@@ -45,7 +45,7 @@ def comparison_figure(runs: Sequence[Run]) -> Figure:
         ValueError: there are no runs.
     """
     if not runs:
-        raise ValueError("`runs` must hold at least one run, got none")
+        raise ValueError("runs must hold at least one run, got none")
     panels = _panels(runs)
     trained = any(run.history for run in runs)
     heights = [_panel_inches(runs, members) for members in panels]
@@ -93,9 +93,7 @@ def _draw_table(figure: SubFigure, runs: Sequence[Run], inches: float) -> None:
         axes.text(start, first, column, fontsize=8.5, color=MUTED, va="center")
     for number, run in enumerate(runs):
         height = first - 0.26 * (number + 1) / inches
-        axes.plot(
-            [0.018], [height], marker=_marker(number), color=_colour(number), markersize=7, clip_on=False
-        )
+        axes.plot([0.018], [height], marker=_marker(number), color=_colour(number), markersize=7, clip_on=False)
         for column, start, text in zip(COLUMNS, COLUMN_STARTS, result_row(run), strict=True):
             alarming = column == "dead layers" and bool(run.dead_layers)
             weight = "bold" if column == "run" else "normal"

@@ -25,19 +25,17 @@ def density_figure(run: Run) -> Figure:
         run: a run with at least one layer.
 
     Returns:
-        A figure that belongs to no window and no global state; `save_figure` writes it.
+        A figure that belongs to no window and no global state; ``save_figure`` writes it.
 
     Raises:
         ValueError: the run has no masks.
     """
     if not run.layers:
-        raise ValueError(f"`run` must have masks to draw, got {run.name} without any")
+        raise ValueError(f"run must have masks to draw, got {run.name} without any")
     figure = Figure(figsize=(9, 1.5 + ROW_INCHES * max(len(run.layers), 4)), layout="constrained")
     axes = figure.add_subplot()
     draw_density(axes, run.layers)
-    figure.suptitle(
-        f"{run.model}, {run.criterion}", x=0.012, ha="left", fontsize=13, color=INK, weight="bold"
-    )
+    figure.suptitle(f"{run.model}, {run.criterion}", x=0.012, ha="left", fontsize=13, color=INK, weight="bold")
     dead = len(run.dead_layers)
     warning = f", {dead} dead layer{'s' if dead > 1 else ''}" if dead else ""
     axes.set_title(

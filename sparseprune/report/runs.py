@@ -43,7 +43,7 @@ class Run:
 
     Attributes:
         name: what to call it: the name of its folder.
-        model: the model's specification, as given to `sparseprune prune`.
+        model: the model's specification, as given to ``sparseprune prune``.
         criterion: the criterion's name, or "dense" for a run without masks.
         layers: the prunable weights, in the model's order; empty for a dense run.
         history: the epochs; empty before training.
@@ -87,7 +87,7 @@ class Run:
 
 
 def layers_of(masks: Masks) -> tuple[Layer, ...]:
-    """The layers of `masks`, in order."""
+    """The layers of ``masks``, in order."""
     return tuple(Layer(name, int(mask.count()), int(mask.numel())) for name, mask in masks.items())
 
 
@@ -95,27 +95,25 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder.
 
     Args:
-        folder: what `sparseprune prune --out` or `sparseprune train --out` wrote.
+        folder: what ``sparseprune prune --out`` or ``sparseprune train --out`` wrote.
 
     Raises:
         ValueError: a file is missing, damaged or of another kind; the message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"`folder` must be the folder of a run, got {folder}, which is not a folder")
+        raise ValueError(f"folder must be the folder of a run, got {folder}, which is not a folder")
     info = _read_json(folder / RUN_FILE, dict)
     if info.get("format") != FORMAT or info.get("version") != VERSION:
         raise ValueError(
-            f"`folder` must hold a {RUN_FILE} of format {FORMAT} version {VERSION}, got {folder / RUN_FILE} "
+            f"folder must hold a {RUN_FILE} of format {FORMAT} version {VERSION}, got {folder / RUN_FILE} "
             f"with format {info.get('format')!r} version {info.get('version')!r}"
         )
     layers: tuple[Layer, ...] = ()
     if info.get("masks"):
         path = folder / MASKS_FILE
         if not path.is_file():
-            raise ValueError(
-                f"`folder` must hold {MASKS_FILE} (its {RUN_FILE} says so), got {folder} without it"
-            )
+            raise ValueError(f"folder must hold {MASKS_FILE} (its {RUN_FILE} says so), got {folder} without it")
         layers = layers_of(Masks.load(path))
     return Run(
         name=folder.resolve().name,
@@ -132,18 +130,16 @@ def _read_history(path: Path) -> History:
     try:
         return History.from_list(_read_json(path, list))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"`folder` must hold whole files, got {path}: {error}") from error
+        raise ValueError(f"folder must hold whole files, got {path}: {error}") from error
 
 
 def _read_json(path: Path, kind: type) -> Any:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"`folder` must hold {path.name}, got {path.parent} without it") from None
+        raise ValueError(f"folder must hold {path.name}, got {path.parent} without it") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`folder` must hold whole files, got {path}: not JSON ({error})") from error
+        raise ValueError(f"folder must hold whole files, got {path}: not JSON ({error})") from error
     if not isinstance(value, kind):
-        raise ValueError(
-            f"`folder` must hold whole files, got {path}: a {type(value).__name__}, not a {kind.__name__}"
-        )
+        raise ValueError(f"folder must hold whole files, got {path}: a {type(value).__name__}, not a {kind.__name__}")
     return value

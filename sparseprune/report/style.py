@@ -31,7 +31,7 @@ def percent_tick(value: float, _: object = None) -> str:
 
 
 def bare(axes: Axes, grid: str) -> None:
-    """Leave the frame out and draw a pale grid along `grid` ("x", "y" or "both")."""
+    """Leave the frame out and draw a pale grid along ``grid`` ("x", "y" or "both")."""
     axes.spines[:].set_visible(False)
     axes.tick_params(which="both", length=0, colors=INK, labelsize=8)
     axes.grid(True, axis=grid, color=GRID, linewidth=0.8)

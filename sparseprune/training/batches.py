@@ -28,7 +28,7 @@ def training_order(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> 
 
 
 def read_batches(split: Split, indices: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches (x, y) at `indices`; images on disk are decoded by worker processes, ahead of time."""
+    """The batches (x, y) at ``indices``; images on disk are decoded by worker processes, ahead of time."""
     if isinstance(split, tuple):
         for chosen in indices:
             yield split[0][chosen], split[1][chosen]

@@ -18,18 +18,18 @@ KEYS = ("config", "epoch", "step", "loss_sum", "seconds", "history", "model", "o
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write `state` to `path`, whole or not at all.
+    """Write ``state`` to ``path``, whole or not at all.
 
     Args:
         path: the file; replaced when it exists.
-        state: the values of `KEYS`: tensors, numbers, strings and containers of these.
+        state: the values of ``KEYS``: tensors, numbers, strings and containers of these.
 
     Raises:
-        ValueError: `state` lacks a key of `KEYS` or has another one.
+        ValueError: ``state`` lacks a key of ``KEYS`` or has another one.
         OSError: the file cannot be written; the previous one is then untouched.
     """
     if set(state) != set(KEYS):
-        raise ValueError(f"`state` must have the keys {', '.join(KEYS)}, got {', '.join(state)}")
+        raise ValueError(f"state must have the keys {', '.join(KEYS)}, got {', '.join(state)}")
     payload = {"format": FORMAT, "version": VERSION, **state}
     write_atomically(path, lambda file: torch.save(payload, file))
 
@@ -38,10 +38,10 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a checkpoint, all of it checked before anything is returned.
 
     Args:
-        path: a file written by `save_checkpoint`.
+        path: a file written by ``save_checkpoint``.
 
     Returns:
-        The values of `KEYS`, tensors on the CPU.
+        The values of ``KEYS``, tensors on the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,28 +50,23 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     with open(path, "rb") as file:
         problem = _damage(file)
     if problem:
-        raise ValueError(f"`path` must be a whole sparseprune checkpoint, got {path}: {problem}")
+        raise ValueError(f"path must be a whole sparseprune checkpoint, got {path}: {problem}")
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"`path` must be a sparseprune checkpoint (tensors and plain values only), got {path}: {reason}"
+            f"path must be a sparseprune checkpoint (tensors and plain values only), got {path}: {reason}"
         ) from error
     if not isinstance(payload, dict) or payload.get("format") != FORMAT:
-        raise ValueError(
-            f"`path` must be a sparseprune checkpoint, got {path}: a torch file with {_describe(payload)}"
-        )
+        raise ValueError(f"path must be a sparseprune checkpoint, got {path}: a torch file with {_describe(payload)}")
     if payload.get("version") != VERSION:
         raise ValueError(
-            f"`path` must be a checkpoint of format version {VERSION}, "
-            f"got {path}: version {payload.get('version')!r}"
+            f"path must be a checkpoint of format version {VERSION}, got {path}: version {payload.get('version')!r}"
         )
     missing = [key for key in KEYS if key not in payload]
     if missing:
-        raise ValueError(
-            f"`path` must be a sparseprune checkpoint, got {path}: it lacks {', '.join(missing)}"
-        )
+        raise ValueError(f"path must be a sparseprune checkpoint, got {path}: it lacks {', '.join(missing)}")
     return {key: payload[key] for key in KEYS}
 
 

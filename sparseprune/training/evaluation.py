@@ -37,7 +37,7 @@ def evaluate(
     """
     count = dataset.count(split)
     if count == 0:
-        raise ValueError(f"`split` must have samples, got {split!r} of {dataset.name} without any")
+        raise ValueError(f"split must have samples, got {split!r} of {dataset.name} without any")
     parameter = next(model.parameters())
     loss = torch.zeros((), dtype=torch.float64, device=parameter.device)
     wrong = torch.zeros((), dtype=torch.int64, device=parameter.device)
@@ -59,6 +59,4 @@ def evaluate(
 
 def to_model(x: Tensor, y: Tensor, parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
     """A batch on the parameter's device, images in its dtype."""
-    return x.to(parameter.device, parameter.dtype, non_blocking=True), y.to(
-        parameter.device, non_blocking=True
-    )
+    return x.to(parameter.device, parameter.dtype, non_blocking=True), y.to(parameter.device, non_blocking=True)

@@ -51,7 +51,7 @@ class History:
             ValueError: no epoch has been trained.
         """
         if not self.epochs:
-            raise ValueError("`best` must be asked of a history with at least one epoch, got none")
+            raise ValueError("best must be asked of a history with at least one epoch, got none")
         return min(self.epochs, key=lambda epoch: epoch.test_error)
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ class History:
 
     @classmethod
     def from_list(cls, rows: Sequence[Mapping[str, Any]]) -> History:
-        """The inverse of `to_list`.
+        """The inverse of ``to_list``.
 
         Raises:
             ValueError: a row lacks a field, has an unknown one, or holds something else than numbers.

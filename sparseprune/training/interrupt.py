@@ -17,7 +17,7 @@ class TrainingInterrupted(KeyboardInterrupt):
 def deferred_interrupt(enabled: bool = True) -> Iterator[Callable[[], bool]]:
     """Within the block the first SIGINT only sets a flag; a second one raises KeyboardInterrupt at once.
 
-    Python lets only the main thread handle signals; elsewhere, and with `enabled` false, nothing changes.
+    Python lets only the main thread handle signals; elsewhere, and with ``enabled`` false, nothing changes.
 
     Yields:
         A function that says whether SIGINT has come.

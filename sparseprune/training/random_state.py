@@ -30,7 +30,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned; CUDA devices only as far as this machine has them."""
+    """Put back what ``random_state`` returned; CUDA devices only as far as this machine has them."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -43,7 +43,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed every generator for the length of a `with` block; the caller's streams then go on as before."""
+    """Seed every generator for the length of a ``with`` block; the caller's streams then go on as before."""
     before = random_state()
     try:
         random.seed(seed)

@@ -19,7 +19,7 @@ from .random_state import random_state, set_random_state
 
 @dataclass
 class Position:
-    """`epoch` epochs are done, and `step` batches of the next, with `loss_sum` so far, in `seconds`."""
+    """``epoch`` epochs are done, and ``step`` batches of the next, with ``loss_sum`` so far, in ``seconds``."""
 
     epoch: int = 0
     step: int = 0
@@ -50,15 +50,13 @@ def check_config(saved: Mapping[str, Any], config: Mapping[str, Any], path: str 
     # What a run is about comes first: another data set may well imply another learning rate.
     for name in sorted(config, key=lambda name: name not in ("model", "masks", "dataset")):
         if saved.get(name) != config[name]:
-            raise ValueError(
-                f"`{name}` must be {saved.get(name)!r} as in the checkpoint {path}, got {config[name]!r}"
-            )
+            raise ValueError(f"{name} must be {saved.get(name)!r} as in the checkpoint {path}, got {config[name]!r}")
 
 
 def snapshot(
     config: Mapping[str, Any], position: Position, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """What `save_checkpoint` takes; no scheduler's state: the learning rate is a function of the position."""
+    """What ``save_checkpoint`` takes; no scheduler's state: the learning rate is a function of the position."""
     return {
         "config": dict(config),
         "epoch": position.epoch,
@@ -73,7 +71,7 @@ def snapshot(
 
 
 def restore(saved: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
-    """The inverse of `snapshot`; the configuration has been checked, so that everything fits."""
+    """The inverse of ``snapshot``; the configuration has been checked, so that everything fits."""
     history = History.from_list(saved["history"])
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])

@@ -19,7 +19,7 @@ SCHEDULES = ("cosine", "step", "constant")
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train; the arguments of `train` of the same names.
+    """How to train; the arguments of ``train`` of the same names.
 
     Raises:
         ValueError: a number is out of range, or a name is not one of the choices.
@@ -40,29 +40,29 @@ class Settings:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-                raise ValueError(f"`{name}` must be an integer >= {lowest}, got {value!r}")
+                raise ValueError(f"{name} must be an integer >= {lowest}, got {value!r}")
         for name in ("lr", "gamma"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` must be a finite number > 0, got {value!r}")
+                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"`momentum` must be in [0, 1), got {self.momentum!r}")
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum!r}")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"`weight_decay` must be a finite number >= 0, got {self.weight_decay!r}")
+            raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay!r}")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
+            raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {self.optimizer!r}")
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"`schedule` must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if bool(self.milestones) != (self.schedule == "step"):
             raise ValueError(
-                f"`milestones` must be given with schedule 'step' and only there, "
+                f"milestones must be given with schedule 'step' and only there, "
                 f"got {list(self.milestones)} with schedule {self.schedule!r}"
             )
         if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise ValueError(f"`milestones` must be increasing epochs >= 1, got {list(self.milestones)}")
+            raise ValueError(f"milestones must be increasing epochs >= 1, got {list(self.milestones)}")
 
     def learning_rate(self, progress: float) -> float:
-        """The learning rate after `progress` epochs, a number in [0, epochs)."""
+        """The learning rate after ``progress`` epochs, a number in [0, epochs)."""
         if self.schedule == "cosine":
             return self.lr / 2 * (1 + math.cos(math.pi * progress / self.epochs))
         if self.schedule == "step":
@@ -70,10 +70,8 @@ class Settings:
         return self.lr
 
     def make_optimizer(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimizer over `parameters`; momentum is SGD's."""
+        """A fresh optimizer over ``parameters``; momentum is SGD's."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-            )
+            return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(parameters, self.lr, weight_decay=self.weight_decay)

@@ -29,7 +29,7 @@ DEFAULT_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
 @dataclass(frozen=True)
 class Progress:
-    """What `train` tells its progress callback after every batch and every evaluation.
+    """What ``train`` tells its progress callback after every batch and every evaluation.
 
     Attributes:
         epoch, epochs: the epoch being trained, from 1, and how many there are.
@@ -73,21 +73,21 @@ def train(
 
     Args:
         model: returns logits (N, classes); changed in place and left in eval mode.
-        dataset: what to train and test on, see `sparseprune.data.load`.
+        dataset: what to train and test on, see ``sparseprune.data.load``.
         epochs: passes over the training set.
         batch_size: samples of a step; the last batch of an epoch has the rest.
         lr: learning rate at the start; None: 0.1 for SGD, 1e-3 for Adam and AdamW.
         momentum: of SGD; the others have their own.
         weight_decay: of all parameters.
         optimizer: "sgd", "adam" or "adamw".
-        schedule: "cosine", "step" or "constant"; see `settings.py` for the formulas.
+        schedule: "cosine", "step" or "constant"; see ``settings.py`` for the formulas.
         milestones, gamma: for "step": the epochs after which the rate is multiplied by gamma.
         seed: of the data order and of every random layer.
         device: where to train; None: where the model is.
-        checkpoint: file to save to after every epoch, every `checkpoint_seconds` and on Ctrl-C.
-        resume: go on from `checkpoint` if that file exists.
+        checkpoint: file to save to after every epoch, every ``checkpoint_seconds`` and on Ctrl-C.
+        resume: go on from ``checkpoint`` if that file exists.
         checkpoint_seconds: at most this much work, or one batch, is lost when the process is killed.
-        progress: called with a `Progress`.
+        progress: called with a ``Progress``.
 
     Returns:
         The history of all epochs, those before a resumption included.
@@ -103,10 +103,10 @@ def train(
         epochs, batch_size, rate, momentum, weight_decay, optimizer, schedule, tuple(milestones), gamma, seed
     )
     if resume and checkpoint is None:
-        raise ValueError("`checkpoint` must be given to resume from, got None")
+        raise ValueError("checkpoint must be given to resume from, got None")
     for split in ("train", "test"):
         if dataset.count(split) == 0:
-            raise ValueError(f"`dataset` must have samples to {split} on, got {dataset.name} without any")
+            raise ValueError(f"dataset must have samples to {split} on, got {dataset.name} without any")
     config = {**asdict(settings), **identity(model, dataset)}
     saved = None
     if resume and os.path.exists(checkpoint):
@@ -131,7 +131,7 @@ def train(
 
 
 class _Run:
-    """A run in progress: what `train` was given, the optimizer, and the position."""
+    """A run in progress: what ``train`` was given, the optimizer, and the position."""
 
     def __init__(
         self,
@@ -176,8 +176,7 @@ class _Run:
         train_loss = position.loss_sum.item() / sum(map(len, order))
         if not math.isfinite(train_loss):
             raise ValueError(
-                f"`lr` must be low enough to train, got {settings.lr}: the loss of epoch {number} is "
-                f"{train_loss}"
+                f"lr must be low enough to train, got {settings.lr}: the loss of epoch {number} is {train_loss}"
             )
         tested = evaluate(self.model, self.dataset, stop=interrupted)
         if tested is None:

@@ -20,9 +20,7 @@ def call(*arguments):
 
 def test_help_names_the_commands_and_errors_have_no_traceback():
     result = call("--help")
-    assert result.returncode == 0 and all(
-        name in result.stdout for name in ("prune", "train", "report", "info")
-    )
+    assert result.returncode == 0 and all(name in result.stdout for name in ("prune", "train", "report", "info"))
     result = call("prune", "lenet5", "--criterion", "random", "--sparsity", "2")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr == "error: sparsity must be in [0, 1), got 2.0\n"

@@ -79,9 +79,7 @@ def test_seed_changes_the_network_and_repeats(tmp_path):
     ids=["keep", "layer", "erk", "floor", "exclude", "dtype"],
 )
 def test_options_reach_the_library(tmp_path, options, check):
-    invoke(
-        "prune", "lenet_300_100", "--criterion", "magnitude", "--data", "digits", "--out", tmp_path, *options
-    )
+    invoke("prune", "lenet_300_100", "--criterion", "magnitude", "--data", "digits", "--out", tmp_path, *options)
     assert check(Masks.load(tmp_path / "masks.safetensors"))
 
 

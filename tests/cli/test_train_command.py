@@ -22,9 +22,7 @@ def pruned(tmp_path_factory):
 
 def train(out, *more, masks=None, code=0):
     masks = masks or out / "masks.safetensors"
-    return invoke(
-        "train", "lenet_300_100", "--masks", masks, "--data", "digits", "--out", out, *more, code=code
-    )
+    return invoke("train", "lenet_300_100", "--masks", masks, "--data", "digits", "--out", out, *more, code=code)
 
 
 def test_train_starts_from_the_pruned_network_and_report_shows_it(pruned, tmp_path):
@@ -59,9 +57,7 @@ def test_train_json_and_dense(tmp_path):
     result = invoke("train", "lenet_300_100", "--epochs", 1, "--out", tmp_path / "dense", "--json")
     answer = json.loads(result.stdout)
     assert answer["density"] == 1.0 and len(answer["history"]) == 1 and result.stderr == ""
-    assert (
-        json.loads(invoke("report", tmp_path / "dense", "--json").stdout)["runs"][0]["criterion"] == "dense"
-    )
+    assert json.loads(invoke("report", tmp_path / "dense", "--json").stdout)["runs"][0]["criterion"] == "dense"
 
 
 def test_a_trained_folder_is_protected(tmp_path):
@@ -106,15 +102,13 @@ def test_unfinished_runs_are_resumed_or_restarted_by_word_only(tmp_path, monkeyp
     monkeypatch.setattr(trainer, "evaluate", interrupted)
     train(out, "--epochs", 3, code=130)
     assert load_checkpoint(out / "checkpoint.pt")["epoch"] == 1
-    sentence = refused(
-        "train", "lenet_300_100", "--masks", out / "masks.safetensors", "--epochs", 3, "--out", out
-    )
+    sentence = refused("train", "lenet_300_100", "--masks", out / "masks.safetensors", "--epochs", 3, "--out", out)
     assert "1 of 3 epochs" in sentence and "--resume" in sentence and "--restart" in sentence
     wrong = refused(
         "train", "lenet_300_100", "--masks", out / "masks.safetensors", "--epochs", 3, "--out", out,
         "--resume", "--lr", "0.3",
     )  # fmt: skip
-    assert "`lr` must be 0.1" in wrong
+    assert "lr must be 0.1" in wrong
     train(out, "--epochs", 3, "--resume")
     resumed = json.loads((out / "history.json").read_text())
     train(out, "--epochs", 3, "--restart")
@@ -127,7 +121,7 @@ def test_unfinished_runs_are_resumed_or_restarted_by_word_only(tmp_path, monkeyp
     [
         (["--optimizer", "lion"], "sgd, adam, adamw"),
         (["--schedule", "linear"], "cosine, step, constant"),
-        (["--lr", "-1"], "`lr` must be"),
+        (["--lr", "-1"], "lr must be"),
         (["--masks", "gone.safetensors"], "gone.safetensors"),
     ],
 )

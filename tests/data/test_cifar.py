@@ -9,6 +9,7 @@ import struct
 import numpy
 import pytest
 import torch
+
 from sparseprune import data
 from sparseprune.data.safe_pickle import read_pickled_dict
 
@@ -194,7 +195,7 @@ def test_an_array_whose_bytes_do_not_fill_its_shape(tmp_path):
 def test_a_missing_file_is_named(tmp_path, missing):
     write_cifar10(tmp_path)
     (tmp_path / missing).unlink()
-    with pytest.raises(ValueError, match=f"`data_dir` must contain {missing} .or in its cifar-10-batches-py"):
+    with pytest.raises(ValueError, match=f"data_dir must contain {missing} .or in its cifar-10-batches-py"):
         data.load("cifar10", tmp_path)
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+
 from sparseprune import data
 from sparseprune.data.dataset import Dataset, normalised
 
@@ -78,11 +79,11 @@ def test_balanced_alternates_the_classes(dataset):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: d.batches("val", 4), "`split` must be train or test, got 'val'"),
-        (lambda d: d.batches("train", 0), "`batch_size` must be a positive integer, got 0"),
-        (lambda d: d.batches("train", 2.5), "`batch_size` must be a positive integer, got 2.5"),
-        (lambda d: d.balanced(0), "`per_class` must be a positive integer, got 0"),
-        (lambda d: d.balanced(8), "`per_class` must be at most 7, the training images of class 'c', got 8"),
+        (lambda d: d.batches("val", 4), "split must be train or test, got 'val'"),
+        (lambda d: d.batches("train", 0), "batch_size must be a positive integer, got 0"),
+        (lambda d: d.batches("train", 2.5), "batch_size must be a positive integer, got 2.5"),
+        (lambda d: d.balanced(0), "per_class must be a positive integer, got 0"),
+        (lambda d: d.balanced(8), "per_class must be at most 7, the training images of class 'c', got 8"),
     ],
 )
 def test_errors(dataset, call, message):
@@ -147,9 +148,9 @@ def test_digits_without_scikit_learn(monkeypatch):
     ("arguments", "message"),
     [
         ({"name": "imagenet"}, "must be one of digits, mnist, cifar10, cifar100, folder, got 'imagenet'"),
-        ({"name": "mnist"}, "`data_dir` must be the folder that holds MNIST, got None"),
+        ({"name": "mnist"}, "data_dir must be the folder that holds MNIST, got None"),
         ({"name": "cifar10", "data_dir": "/no/such"}, "existing folder that holds CIFAR-10, got '/no/such"),
-        ({"name": "digits", "size": 8}, "`size` must be None except for folder, got 8 for digits"),
+        ({"name": "digits", "size": 8}, "size must be None except for folder, got 8 for digits"),
     ],
 )
 def test_load_errors(arguments, message):

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
+
 from sparseprune import data
 
 
@@ -32,7 +33,7 @@ def test_classes_are_sorted_and_images_found(folder):
     assert loaded.input_shape == (3, 7, 7)
     assert loaded.train.targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert [path.name for path in loaded.train.paths[:3]] == ["a1.PNG", "b0.png", "c.bmp"]
-    (x, y), = list(loaded.batches("test", 8))
+    ((x, y),) = list(loaded.batches("test", 8))
     assert x.shape == (3, 3, 7, 7) and x.dtype == torch.float32 and y.tolist() == [0, 1, 2]
     red = x[:, 0] * loaded.std[0] + loaded.mean[0]
     expected = torch.tensor([50.0, 100.0, 0.0]).view(3, 1, 1).expand(3, 7, 7) / 255  # ant, bee, cat
@@ -82,7 +83,7 @@ def test_a_damaged_image_is_named_when_it_is_read(folder):
 
 
 def test_errors(folder, tmp_path_factory):
-    with pytest.raises(ValueError, match="`size` must be a positive integer, got 0"):
+    with pytest.raises(ValueError, match="size must be a positive integer, got 0"):
         data.load("folder", folder, size=0)
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(ValueError, match=f"must contain the folders train and val .or test., got '{empty}'"):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from sparseprune import data
 from sparseprune.data.mnist import read_idx
 
@@ -71,7 +72,7 @@ def test_a_plain_file_named_gz_is_read(tmp_path, contents):
 def test_a_missing_file_is_named(tmp_path, contents, missing):
     del contents[missing]
     write(tmp_path, contents)
-    with pytest.raises(ValueError, match=rf"`data_dir` must contain {missing} or {missing}.gz .*{tmp_path}"):
+    with pytest.raises(ValueError, match=rf"data_dir must contain {missing} or {missing}.gz .*{tmp_path}"):
         data.load("mnist", tmp_path)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparseprune import models
 from torch import nn
+
+from sparseprune import models
 
 
 def size(model):
@@ -86,12 +87,12 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: models.wide_resnet(27, 10), "`depth` must be 6n"),
-        (lambda: models.wide_resnet(4, 10), "`depth` must be 6n"),
-        (lambda: models.wide_resnet(16, 0), "`width` must be a positive integer"),
-        (lambda: models.wide_resnet(16, 1, dropout=1.0), r"`dropout` must be in \[0, 1\)"),
-        (lambda: models.resnet20(width=0.5), "`width` must be a positive integer"),
-        (lambda: models.resnet20(shortcut="none"), "`shortcut` must be pad or conv, got 'none'"),
+        (lambda: models.wide_resnet(27, 10), "depth must be 6n"),
+        (lambda: models.wide_resnet(4, 10), "depth must be 6n"),
+        (lambda: models.wide_resnet(16, 0), "width must be a positive integer"),
+        (lambda: models.wide_resnet(16, 1, dropout=1.0), r"dropout must be in \[0, 1\)"),
+        (lambda: models.resnet20(width=0.5), "width must be a positive integer"),
+        (lambda: models.resnet20(shortcut="none"), "shortcut must be pad or conv, got 'none'"),
     ],
 )
 def test_errors(call, message):

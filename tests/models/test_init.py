@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from sparseprune.models.init import SCHEMES, initialize_
 from torch import nn
+
+from sparseprune.models.init import SCHEMES, initialize_
 
 # scheme: variance for a 64 -> 96 channel 5x5 convolution (fan_in 1600, fan_out 2400), and whether uniform.
 MOMENTS = {
@@ -116,9 +117,9 @@ def test_parameters_stay_the_same_objects_and_the_model_is_returned():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scheme": "he"}, "`scheme` must be one of kaiming_normal, .*pytorch, got 'he'"),
-        ({"scheme": "lecun_normal", "gain": 0.0}, "`gain` must be positive and finite, got 0.0"),
-        ({"scheme": "lecun_normal", "gain": math.nan}, "`gain` must be positive and finite, got nan"),
+        ({"scheme": "he"}, "scheme must be one of kaiming_normal, .*pytorch, got 'he'"),
+        ({"scheme": "lecun_normal", "gain": 0.0}, "gain must be positive and finite, got 0.0"),
+        ({"scheme": "lecun_normal", "gain": math.nan}, "gain must be positive and finite, got nan"),
         ({"scheme": "delta_orthogonal"}, "got '1' with 4 inputs and 2 outputs"),
     ],
 )
@@ -135,7 +136,7 @@ def test_a_pruned_layer_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].register_buffer("weight_mask", torch.zeros(4, 2, dtype=torch.int32))
     before = model[0].weight.clone()
-    with pytest.raises(ValueError, match="`model` must be dense, got a pruned layer '1'"):
+    with pytest.raises(ValueError, match="model must be dense, got a pruned layer '1'"):
         initialize_(model, "kaiming_normal")
     assert torch.equal(model[0].weight, before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sparseprune import models
 
 
@@ -68,8 +69,8 @@ def test_lenet5_caffe_has_no_nonlinearity_between_its_convolutions():
 @pytest.mark.parametrize(
     ("factory", "shape", "message"),
     [
-        (models.lenet5, (1, 8, 8), r"`input_shape` must be \(1, 28, 28\) or \(1, 32, 32\)"),
-        (models.lenet5, (1, 28, 32), r"`input_shape` must be \(1, 28, 28\)"),
+        (models.lenet5, (1, 8, 8), r"input_shape must be \(1, 28, 28\) or \(1, 32, 32\)"),
+        (models.lenet5, (1, 28, 32), r"input_shape must be \(1, 28, 28\)"),
         (models.lenet5_caffe, (1, 15, 28), "sides of at least 16"),
         (models.lenet_300_100, (784,), "three positive integers"),
         (models.lenet_300_100, (1, 0, 8), "three positive integers"),
@@ -86,5 +87,5 @@ def test_the_smallest_image_of_lenet5_caffe_works():
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True])
 def test_refuses_class_counts(classes):
-    with pytest.raises(ValueError, match="`num_classes` must be a positive integer"):
+    with pytest.raises(ValueError, match="num_classes must be a positive integer"):
         models.lenet_300_100(classes)

@@ -7,9 +7,10 @@ import types
 
 import pytest
 import torch
+from torch import nn
+
 from sparseprune import models
 from sparseprune.models.load import FACTORIES
-from torch import nn
 
 
 class Namespace(types.ModuleType):
@@ -92,10 +93,10 @@ def test_factory_of_a_package(package):
         ("nets.small:number", TypeError, "factory of models, got int"),
         ("nets.small:instance", TypeError, "factory of models, got Linear"),
         ("nets.small:text", TypeError, "factory of models, got str"),
-        ("nets.small:", ValueError, "`spec` must be one of ours"),
-        (":network", ValueError, "`spec` must be one of ours"),
-        ("https://host/net:x", ValueError, "`spec` must be one of ours"),
-        (18, TypeError, "`spec` must be a string, got int"),
+        ("nets.small:", ValueError, "spec must be one of ours"),
+        (":network", ValueError, "spec must be one of ours"),
+        ("https://host/net:x", ValueError, "spec must be one of ours"),
+        (18, TypeError, "spec must be a string, got int"),
     ],
 )
 def test_bad_specifications(package, spec, error, message):
@@ -206,9 +207,7 @@ def transformers(monkeypatch):
         def from_config(config):
             return Model(config, "config")
 
-        return types.SimpleNamespace(
-            _model_mapping=configs, from_config=from_config, from_pretrained=from_pretrained
-        )
+        return types.SimpleNamespace(_model_mapping=configs, from_config=from_config, from_pretrained=from_pretrained)
 
     def config_from_folder(folder, local_files_only=False, **changes):
         assert local_files_only, "would reach for the network"
@@ -249,10 +248,10 @@ def test_hugging_face_folder(transformers, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("hf:vitt", {}, "`spec` must be hf:FOLDER .* got 'hf:vitt'; close: vit"),
-        ("hf:someone/model", {}, "`spec` must be hf:FOLDER"),
+        ("hf:vitt", {}, "spec must be hf:FOLDER .* got 'hf:vitt'; close: vit"),
+        ("hf:someone/model", {}, "spec must be hf:FOLDER"),
         ("hf:bert", {"hiden_size": 3}, "got 'hiden_size'; close: hidden_size"),
-        ("hf:encoder", {}, "`spec` must be a classifier or a language model"),
+        ("hf:encoder", {}, "spec must be a classifier or a language model"),
     ],
 )
 def test_hugging_face_errors(transformers, spec, options, message):

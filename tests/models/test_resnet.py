@@ -6,8 +6,9 @@ import hashlib
 
 import pytest
 import torch
-from sparseprune import models
 from torch import nn
+
+from sparseprune import models
 
 # depth: blocks, bottleneck, parameters, SHA-256 of torchvision's sorted lines "name (shape)" (state_dict).
 NETWORKS = {
@@ -115,15 +116,13 @@ def test_initial_weights_follow_torchvisions_rules():
 
 def test_channels_and_errors():
     assert models.resnet18(2, input_shape=(1, 64, 64)).conv1.weight.shape == (64, 1, 7, 7)
-    with pytest.raises(ValueError, match="`stem` must be imagenet or cifar, got 'tiny'"):
+    with pytest.raises(ValueError, match="stem must be imagenet or cifar, got 'tiny'"):
         models.resnet50(stem="tiny")
-    with pytest.raises(ValueError, match="`input_shape` must be three positive integers"):
+    with pytest.raises(ValueError, match="input_shape must be three positive integers"):
         models.resnet50(input_shape=(3, 224))
 
 
-@pytest.mark.parametrize(
-    "factory", [models.resnet18, models.lenet5, models.vgg11_bn, models.resnet20, models.wrn_16_8]
-)
+@pytest.mark.parametrize("factory", [models.resnet18, models.lenet5, models.vgg11_bn, models.resnet20, models.wrn_16_8])
 def test_one_seed_gives_one_network(factory):
     """However the seed is given, and without using up anybody else's random numbers."""
     torch.manual_seed(5)

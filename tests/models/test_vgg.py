@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sparseprune import models
 from torch import nn
+
+from sparseprune import models
 
 # Convolutions 0 to 12 and the linear layer of VGG-16 on CIFAR-100, as published with Tanaka et al. 2020.
 GOLDEN = [1728, 36864, 73728, 147456, 294912, 589824, 589824, 1179648, *[2359296] * 5, 51200]

@@ -83,9 +83,7 @@ def test_equals_dense_with_zeros(kind, case, dtype):
         return torch.where(mask, result, 0) if i == 2 else result
 
     for i, result in enumerate(actual):
-        assert_as_accurate(
-            result, lambda *inputs, i=i: expected(i, *inputs), (x, grad, dense.weight, dense.bias)
-        )
+        assert_as_accurate(result, lambda *inputs, i=i: expected(i, *inputs), (x, grad, dense.weight, dense.bias))
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("linear", (3, 37)), ("conv", (2, 6, 5, 5))])
@@ -126,9 +124,7 @@ def test_channels_last():
     x = torch.randn(2, 6, 5, 5)
     expected = sparse(x)
     sparse.to(memory_format=torch.channels_last)
-    assert (
-        sparse.weight.is_contiguous(memory_format=torch.channels_last) and not sparse.weight.is_contiguous()
-    )
+    assert sparse.weight.is_contiguous(memory_format=torch.channels_last) and not sparse.weight.is_contiguous()
     actual = sparse(x.to(memory_format=torch.channels_last))
     assert actual.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(actual, expected)

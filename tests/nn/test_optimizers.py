@@ -52,9 +52,7 @@ def step(model, optimizer, accumulate=1):
 
 
 def states(optimizer, weight):
-    return {
-        k: s for k, s in optimizer.state[weight].items() if torch.is_tensor(s) and s.shape == weight.shape
-    }
+    return {k: s for k, s in optimizer.state[weight].items() if torch.is_tensor(s) and s.shape == weight.shape}
 
 
 def assert_zero_outside(model, optimizer, masks):
@@ -99,9 +97,7 @@ def test_masks_change_while_training(make, options):
         for _ in range(STEPS // 5):
             step(model, optimizer)
             assert_zero_outside(model, optimizer, masks)
-        assert all((model.get_parameter(n) != 0)[m].all() for n, m in masks.items()), (
-            "grown weights must train"
-        )
+        assert all((model.get_parameter(n) != 0)[m].all() for n, m in masks.items()), "grown weights must train"
         held = masks
 
 
@@ -140,9 +136,7 @@ def test_state_of_other_parameters_is_left():
 @pytest.mark.parametrize("make", OTHERS)
 def test_other_optimizers_keep_the_weights_zero(make):
     model = net()
-    optimizer = (
-        make(model.parameters(), weight_decay=0.01) if make is not optim.Rprop else make(model.parameters())
-    )
+    optimizer = make(model.parameters(), weight_decay=0.01) if make is not optim.Rprop else make(model.parameters())
     masks = random_masks(model)
     sparsify(model, masks)
     start = model[4].weight.detach().clone()

@@ -166,9 +166,7 @@ def test_tied_weights_share_one_mask():
 
 def test_tied_weights_with_different_masks():
     model = tied()
-    with pytest.raises(
-        ValueError, match="masks of tied weights must be equal, got different .* '0.weight' and '2"
-    ):
+    with pytest.raises(ValueError, match="masks of tied weights must be equal, got different .* '0.weight' and '2"):
         sparsify(model, {"0.weight": torch.ones(5, 5) > 0, "2.weight": torch.eye(5) > 0})
     assert type(model[0]) is nn.Linear and model[0].weight.all()
 
@@ -283,9 +281,7 @@ def test_wrong_optimizers():
 def test_transformer_layer_agrees_with_its_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     masks = {
-        n: torch.rand(p.shape) < 0.5
-        for n, p in layer.named_parameters()
-        if n.startswith("linear") and p.dim() > 1
+        n: torch.rand(p.shape) < 0.5 for n, p in layer.named_parameters() if n.startswith("linear") and p.dim() > 1
     }
     sparsify(layer, masks)
     x = torch.randn(2, 3, 8)

@@ -92,9 +92,7 @@ def test_dense_state_dict_leaves_what_is_not_ours():
     assert dense_state_dict(own) == own
     with pytest.raises(TypeError, match="source must be a model or a state dict, got list"):
         dense_state_dict([])
-    with pytest.raises(
-        ValueError, match=r"source\['weight_mask'\] must be the packed mask of its weight: words must"
-    ):
+    with pytest.raises(ValueError, match=r"source\['weight_mask'\] must be the packed mask of its weight: words must"):
         dense_state_dict({"weight": torch.zeros(4, 40), "weight_mask": torch.zeros(4, 1, dtype=torch.int32)})
 
 

@@ -27,7 +27,11 @@ def linear_problem(dtype=torch.float64):
     def dense(x, weight, bias):
         return F.linear(x, torch.where(keep, weight, 0), bias)
 
-    return partial(_swap, sp.masked_linear, mask), dense, [torch.randn(4, 6, dtype=dtype), weight, torch.randn(5, dtype=dtype)]
+    return (
+        partial(_swap, sp.masked_linear, mask),
+        dense,
+        [torch.randn(4, 6, dtype=dtype), weight, torch.randn(5, dtype=dtype)],
+    )
 
 
 def conv_problem(dtype=torch.float64, **options):
@@ -175,7 +179,11 @@ def test_named_paddings(kernel, dilation, padding):
 MASK, X, W = torch.ones(3, 4, dtype=torch.bool), torch.zeros(2, 4), torch.zeros(3, 4)
 LINEAR_ERRORS = {
     "mask of another shape": (ValueError, r"mask must have shape \(3, 4\)", (X, W, MASK[:2])),
-    "words of another shape": (ValueError, r"mask must have shape \(3, 2\)", (X, W, torch.zeros(3, 1, dtype=torch.int32))),
+    "words of another shape": (
+        ValueError,
+        r"mask must have shape \(3, 2\)",
+        (X, W, torch.zeros(3, 1, dtype=torch.int32)),
+    ),
     "float mask": (TypeError, "mask must be a BitMask, a bool tensor or packed int32 words", (X, W, MASK.float())),
     "x too narrow": (ValueError, r"x must have shape \(..., 4\)", (X[:, :3], W, MASK)),
     "scalar x": (ValueError, r"x must have shape \(..., 4\)", (X[0, 0], W, MASK)),
@@ -198,8 +206,16 @@ IMAGE, KERNEL = torch.zeros(1, 4, 5, 5), torch.zeros(6, 2, 3, 3)
 CONV_ERRORS = {
     "channels": (ValueError, r"x must have shape \(N, 2, H, W\)", {}),
     "groups": (ValueError, "groups must divide the 6 output channels, got 4", {"groups": 4}),
-    "padding name": (ValueError, 'padding must be integers, "same" or "valid", got \'full\'', {"groups": 2, "padding": "full"}),
-    "same with stride": (ValueError, 'stride must be 1 where padding is "same"', {"groups": 2, "padding": "same", "stride": 2}),
+    "padding name": (
+        ValueError,
+        'padding must be integers, "same" or "valid", got \'full\'',
+        {"groups": 2, "padding": "full"},
+    ),
+    "same with stride": (
+        ValueError,
+        'stride must be 1 where padding is "same"',
+        {"groups": 2, "padding": "same", "stride": 2},
+    ),
     "stride 0": (ValueError, "stride must be at least 1, got 0", {"groups": 2, "stride": 0}),
     "triple": (TypeError, "dilation must be an integer or a pair", {"groups": 2, "dilation": (1, 1, 1)}),
     "kernel too large": (ValueError, "x must be at least as large as the kernel", {"groups": 2, "dilation": 3}),

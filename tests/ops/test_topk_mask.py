@@ -23,8 +23,10 @@ def by_sorting(scores, k, masks=None):
         flat = score.double().flatten().tolist()
         entries += [(-v, t, i) for i, (v, c) in enumerate(zip(flat, competing, strict=True)) if c]
     chosen = {(t, i) for _, t, i in sorted(entries)[:k]}
-    return [torch.tensor([(t, i) in chosen for i in range(s.numel())], dtype=torch.bool).reshape(s.shape)
-            for t, s in enumerate(scores)]
+    return [
+        torch.tensor([(t, i) in chosen for i in range(s.numel())], dtype=torch.bool).reshape(s.shape)
+        for t, s in enumerate(scores)
+    ]
 
 
 def assert_keeps(kept, expected):
@@ -45,7 +47,9 @@ def test_any_scores_against_sorting(backend, dtype, data):
     scores = [torch.tensor(data.draw(st.lists(VALUES, min_size=n, max_size=n)), dtype=dtype) for n in sizes]
     masks = None
     if data.draw(st.booleans()):
-        masks = [torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=torch.bool) for n in sizes]
+        masks = [
+            torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=torch.bool) for n in sizes
+        ]
     competing = sum(sizes) if masks is None else sum(int(m.sum()) for m in masks)
     k = data.draw(st.integers(0, competing))
     bits = None if masks is None else [BitMask.from_bool(m) for m in masks]
@@ -120,7 +124,12 @@ ERRORS = {
     "k float": (TypeError, "k must be an integer, got float", (ONE, 1.0), {}),
     "k bool": (TypeError, "k must be an integer, got bool", (ONE, True), {}),
     "one tensor": (TypeError, "scores must be a list of tensors, got Tensor", (torch.ones(3), 1), {}),
-    "integers": (TypeError, "scores.0. must be a tensor of float16, .*got a torch.int64", ([torch.ones(3).long()], 1), {}),
+    "integers": (
+        TypeError,
+        "scores.0. must be a tensor of float16, .*got a torch.int64",
+        ([torch.ones(3).long()], 1),
+        {},
+    ),
     "complex": (TypeError, "w must be a tensor of float16", ([torch.ones(3) * 1j], 1), {"names": ["w"]}),
     "two devices": (ValueError, "scores must be on one device", ([*ONE, torch.ones(3, device="meta")], 1), {}),
     "names": (ValueError, "names must have one entry a tensor", (ONE, 1), {"names": []}),

@@ -58,9 +58,7 @@ def panels(figure):
 
 
 def test_runs_of_one_network_share_a_panel_and_others_get_their_own():
-    figure = comparison_figure(
-        [run("a", epochs=3), run("b", (20, 0, 10), epochs=2), run("c", (5,), (9,), model="m")]
-    )
+    figure = comparison_figure([run("a", epochs=3), run("b", (20, 0, 10), epochs=2), run("c", (5,), (9,), model="m")])
     found = panels(figure)
     assert set(found) == {"density by layer: net", "density by layer: c", "test error", "training loss"}
     shared = found["density by layer: net"]

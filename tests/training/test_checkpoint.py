@@ -10,8 +10,8 @@ import sys
 import pytest
 import torch
 
-from sparseprune.training import load_checkpoint, save_checkpoint
 from sparseprune.files import write_atomically
+from sparseprune.training import load_checkpoint, save_checkpoint
 from sparseprune.training.checkpoint import KEYS
 from sparseprune.training.random_state import derived_generator, random_state, seeded, set_random_state
 
@@ -131,6 +131,4 @@ def test_random_states_survive_a_checkpoint_and_the_callers_are_untouched(tmp_pa
 
 def test_derived_generators_are_all_different():
     seeds = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
-    assert len({float(torch.rand((), generator=derived_generator(*numbers))) for numbers in seeds}) == len(
-        seeds
-    )
+    assert len({float(torch.rand((), generator=derived_generator(*numbers))) for numbers in seeds}) == len(seeds)

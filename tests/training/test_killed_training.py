@@ -36,9 +36,7 @@ def test_killed_runs_end_like_an_undisturbed_one(tmp_path):
     assert first != second
     subprocess.run(run(checkpoint, tmp_path / "killed"), check=True)
     subprocess.run(run(tmp_path / "undisturbed.pt", tmp_path / "undisturbed"), check=True)
-    killed, undisturbed = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("killed", "undisturbed")
-    )
+    killed, undisturbed = (torch.load(tmp_path / name, weights_only=True) for name in ("killed", "undisturbed"))
     assert len(killed["history"]) == 6
     for ours, theirs in zip(killed["history"], undisturbed["history"], strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}

@@ -92,9 +92,7 @@ def test_resuming_anywhere_gives_the_same_bits(tmp_path, uninterrupted, epoch, s
 def test_a_finished_run_resumes_to_its_result(tmp_path, uninterrupted):
     train(small.network(), small.dataset(), **SETTINGS, checkpoint=tmp_path / "c.pt")
     model, seen = small.network(), []
-    history = train(
-        model, small.dataset(), **SETTINGS, checkpoint=tmp_path / "c.pt", resume=True, progress=seen.append
-    )
+    history = train(model, small.dataset(), **SETTINGS, checkpoint=tmp_path / "c.pt", resume=True, progress=seen.append)
     assert not seen
     assert_same(results(model, history), uninterrupted)
 
@@ -142,9 +140,7 @@ def test_without_a_checkpoint_ctrl_c_is_pythons_own():
 def test_it_trains_in_another_thread(tmp_path):
     done = []
     thread = threading.Thread(
-        target=lambda: done.append(
-            train(small.network(), small.dataset(), **SETTINGS, checkpoint=tmp_path / "c.pt")
-        )
+        target=lambda: done.append(train(small.network(), small.dataset(), **SETTINGS, checkpoint=tmp_path / "c.pt"))
     )
     thread.start()
     thread.join()
@@ -195,9 +191,7 @@ def test_the_callers_random_state_is_as_before():
     ],
 )
 def test_learning_rates(schedule, expected):
-    history = train(
-        small.network(), small.dataset(), epochs=4, batch_size=8, lr=0.5, momentum=0.0, **schedule
-    )
+    history = train(small.network(), small.dataset(), epochs=4, batch_size=8, lr=0.5, momentum=0.0, **schedule)
     assert [epoch.lr for epoch in history] == pytest.approx(expected, rel=1e-12)
 
 
@@ -207,9 +201,7 @@ def test_one_step_is_the_optimizers():
     weight = model[1].weight.detach().clone()
     loss = nn.functional.cross_entropy(model(data.train[0].double()), data.train[1])
     (gradient,) = torch.autograd.grad(loss, model[1].weight)
-    history = train(
-        model, data, epochs=1, batch_size=6, lr=0.2, momentum=0.0, weight_decay=0.01, schedule="constant"
-    )
+    history = train(model, data, epochs=1, batch_size=6, lr=0.2, momentum=0.0, weight_decay=0.01, schedule="constant")
     assert torch.allclose(model[1].weight, weight - 0.2 * (gradient + 0.01 * weight), rtol=1e-12, atol=0)
     assert history[0].train_loss == pytest.approx(loss.item(), rel=1e-12)
 
@@ -260,19 +252,19 @@ def test_evaluate_counts_and_restores_the_mode():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"epochs": 0}, "`epochs` must be an integer >= 1"),
-        ({"batch_size": 2.5}, "`batch_size` must be"),
-        ({"lr": 0.0}, "`lr` must be"),
-        ({"lr": math.nan}, "`lr` must be"),
-        ({"momentum": 1.0}, "`momentum` must be"),
-        ({"weight_decay": -1.0}, "`weight_decay` must be"),
-        ({"optimizer": "lion"}, "`optimizer` must be one of sgd, adam, adamw, got 'lion'"),
-        ({"schedule": "linear"}, "`schedule` must be one of cosine, step, constant, got 'linear'"),
-        ({"schedule": "step"}, "`milestones` must be given"),
-        ({"milestones": (2,)}, "`milestones` must be given with schedule 'step'"),
-        ({"schedule": "step", "milestones": (3, 2)}, "`milestones` must be increasing"),
-        ({"resume": True}, "`checkpoint` must be given"),
-        ({"lr": 1e30}, "`lr` must be low enough"),
+        ({"epochs": 0}, "epochs must be an integer >= 1"),
+        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"lr": 0.0}, "lr must be"),
+        ({"lr": math.nan}, "lr must be"),
+        ({"momentum": 1.0}, "momentum must be"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, adam, adamw, got 'lion'"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, step, constant, got 'linear'"),
+        ({"schedule": "step"}, "milestones must be given"),
+        ({"milestones": (2,)}, "milestones must be given with schedule 'step'"),
+        ({"schedule": "step", "milestones": (3, 2)}, "milestones must be increasing"),
+        ({"resume": True}, "checkpoint must be given"),
+        ({"lr": 1e30}, "lr must be low enough"),
     ],
 )
 def test_wrong_settings(wrong, message):

@@ -1,0 +1,1 @@
+"""Longer runs that reproduce published numbers; each writes its result beside itself."""
