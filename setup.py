@@ -127,7 +127,8 @@ class Build(build_ext):
     def run(self) -> None:
         in_source = self.inplace or getattr(self, "editable_mode", False)
         target = ROOT if in_source else Path(self.build_lib).resolve()
-        work = (ROOT / self.build_temp / "native").resolve()
+        # Not build_temp: every editable install gets a new one, and would compile every file again.
+        work = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
         work.mkdir(parents=True, exist_ok=True)
         built = self.write_ninja(work)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)

@@ -112,7 +112,8 @@ def source_tree(tmp_path_factory) -> Path:
 
 def run_in(tree: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=tree, env={**os.environ, **environment}, capture_output=True, text=True)
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=tree, env=variables, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,8 @@ def test_a_wheel_holds_the_package_and_its_libraries_only(source_tree, tmp_path)
 def assert_levels_share_no_code(tree: Path) -> None:
     """The linker keeps one of equal weak functions, so those compiled for a level must name it."""
     objects = [path for level in LEVELS[1:] for path in tree.glob(f"build/**/*.{level}.o")]
-    assert len(objects) == 2 * len([p for p in (tree / "csrc/cpu").glob("*.cpp") if p.stem not in ("isa", "scratch")])
+    kernels = {path.stem for path in (tree / "csrc/cpu").glob("*.cpp")} - {"isa", "scratch"}
+    assert len(objects) == 2 * len(kernels)
     for path in objects:
         symbols = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
         weak = [line.split(maxsplit=2)[2] for line in symbols.splitlines() if re.match(r"\S+ [WVu] ", line)]

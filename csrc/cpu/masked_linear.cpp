@@ -48,12 +48,17 @@ void stream_input_grad(const T* grad, const T* weight, const int32_t* words, T* 
   const int64_t slab = max_of(1, min_of(16, ceil_div(row_words, parallel.threads)));
   const int64_t grain = kGrainBytes / (64 * slab * size.out * static_cast<int64_t>(sizeof(T)) + 1) + 1;
   for_ranges(parallel, ceil_div(row_words, slab), grain, [&](int64_t begin, int64_t end) {
-    Scratch<T> dx(NB * 64 * slab);
+    Scratch<T> dx(NB * 64 * slab), part(NB * 64 * slab);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task * slab, last = min_of(first + slab, row_words), width = 64 * (last - first);
       std::memset(dx.get(), 0, static_cast<size_t>(NB * width) * sizeof(T));
       const auto stream = slots ? stream_columns_slots<T, NB> : stream_columns<T, NB>;
-      stream(weight, words, size.out, size.in, first, last, g.get(), dx.get());
+      for (int64_t row = 0; row < size.out; row += kSumBlock) {
+        std::memset(part.get(), 0, static_cast<size_t>(NB * width) * sizeof(T));
+        stream(weight + row * size.in, words + 2 * row * row_words, min_of(kSumBlock, size.out - row),
+               size.in, first, last, g.get() + row * NB, part.get());
+        for (int64_t i = 0; i < NB * width; ++i) dx[i] += part[i];
+      }
       for (int64_t n = 0; n < size.batch; ++n) {
         for (int64_t i = 0; i < min_of(width, size.in - 64 * first); ++i) {
           x_grad[n * size.in + 64 * first + i] = dx[slots ? i * NB + n : n * width + i];
@@ -174,6 +179,7 @@ void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* wor
 template <Isa isa, class T>
 void masked_linear_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
                                const LinearSize& size, const Parallel& parallel) {
+  if (size.in == 0 || size.out == 0) return;
   if (size.batch <= kStreamBatch) {
     with_batch(size.batch, [&](auto nb) {
       stream_weight_grad<T, decltype(nb)::value>(grad, x, words, weight_grad, size, parallel);

@@ -53,31 +53,39 @@ inline Vec<T> sum_each(Vec<T>* vectors) {
   }
 }
 
+// A float32 sum of thousands of terms one by one loses several bits more than a vendor's GEMM, which adds up
+// in blocks.
+constexpr int64_t kSumBlock = 256;
+
 template <class T, int NV>
 inline void multiply_list(const Lists<T>& lists, int64_t list, const T* panel, T* out) {
   constexpr int U = 8 / NV;  // eight accumulators hide the FMA's latency
   const int32_t* index = lists.index + lists.start[list];
   const T* value = lists.value + lists.start[list];
   const int64_t count = lists.start[list + 1] - lists.start[list];
-  Vec<T> acc[U][NV] = {};
-  int64_t p = 0;
-  for (; p + U <= count; p += U) {
-    for (int u = 0; u < U; ++u) {
-      const T* row = panel + static_cast<int64_t>(index[p + u]) * kPanel<T, NV>;
-      const Vec<T> factor = splat(value[p + u]);
-      for (int v = 0; v < NV; ++v) acc[u][v] += factor * load(row + v * kLanes<T>);
+  Vec<T> total[NV] = {};
+  for (int64_t p = 0; p < count;) {
+    const int64_t end = min_of(p + kSumBlock, count);
+    Vec<T> acc[U][NV] = {};
+    for (; p + U <= end; p += U) {
+      for (int u = 0; u < U; ++u) {
+        const T* row = panel + static_cast<int64_t>(index[p + u]) * kPanel<T, NV>;
+        const Vec<T> factor = splat(value[p + u]);
+        for (int v = 0; v < NV; ++v) acc[u][v] += factor * load(row + v * kLanes<T>);
+      }
     }
-  }
-  for (; p < count; ++p) {
-    const T* row = panel + static_cast<int64_t>(index[p]) * kPanel<T, NV>;
-    for (int v = 0; v < NV; ++v) acc[0][v] += splat(value[p]) * load(row + v * kLanes<T>);
-  }
-  for (int half = U / 2; half > 0; half /= 2) {
-    for (int u = 0; u < half; ++u) {
-      for (int v = 0; v < NV; ++v) acc[u][v] += acc[u + half][v];
+    for (; p < end; ++p) {
+      const T* row = panel + static_cast<int64_t>(index[p]) * kPanel<T, NV>;
+      for (int v = 0; v < NV; ++v) acc[0][v] += splat(value[p]) * load(row + v * kLanes<T>);
     }
+    for (int half = U / 2; half > 0; half /= 2) {
+      for (int u = 0; u < half; ++u) {
+        for (int v = 0; v < NV; ++v) acc[u][v] += acc[u + half][v];
+      }
+    }
+    for (int v = 0; v < NV; ++v) total[v] += acc[0][v];
   }
-  for (int v = 0; v < NV; ++v) store(out + v * kLanes<T>, acc[0][v]);
+  for (int v = 0; v < NV; ++v) store(out + v * kLanes<T>, total[v]);
 }
 
 template <class T, int NV>

@@ -17,11 +17,12 @@ struct Open {
 };
 
 // What a task saw; as wide as two cache lines, so that tasks do not share one.
-struct alignas(128) Tally {
+struct Tally {
   int64_t zeros;      // keys that are 0 and in the open range, which the histogram leaves out
   int64_t inside;     // keys in the digit that was chosen last
   int64_t competing;  // of the first pass
   int64_t nan;        // the first tensor with a NaN, or -1
+  char apart[96];
 };
 
 template <class T>
@@ -132,7 +133,7 @@ class Selection {
   TopkStatus count_first_digit() {
     for_tasks([&](int64_t task) {
       uint32_t* histogram = cleared_histogram(task);
-      Tally tally{0, 0, 0, -1};
+      Tally tally{0, 0, 0, -1, {}};
       Key<T> keys[kBuffer];
       int64_t held = 0;
       for_task_words(task, [&](int64_t tensor, const T* scores, uint64_t slots) {

@@ -37,9 +37,23 @@ struct Workspace {
 
   Workspace(void* memory, int64_t chunks)
       : state(static_cast<State*>(memory)),
-        bins(reinterpret_cast<Count*>(state + 1)),
-        ties(reinterpret_cast<int64_t*>(bins + kBins)),
-        table(reinterpret_cast<ScoreEntry*>(ties + chunks)) {}
+        bins(behind<Count>(state, 1)),
+        ties(behind<int64_t>(bins, kBins)),
+        table(behind<ScoreEntry>(ties, chunks)) {}
+
+  static size_t size(int64_t count, int64_t chunks) {
+    return sizeof(State) + kBins * sizeof(Count) + static_cast<size_t>(chunks) * sizeof(int64_t) +
+           static_cast<size_t>(count) * sizeof(ScoreEntry) + 3 * SPARSEPRUNE_GAP;
+  }
+
+ private:
+  // Where the array behind an array of `count` elements starts.
+  template <class Next, class T>
+  static Next* behind(T* array, int64_t count) {
+    char* end = reinterpret_cast<char*>(array + count);
+    SPARSEPRUNE_FORBID(end);
+    return reinterpret_cast<Next*>(end + SPARSEPRUNE_GAP);
+  }
 };
 
 __global__ void start_kernel(State* state, Count* bins, int64_t k) {
@@ -201,9 +215,7 @@ cudaError_t select(const Workspace& space, int64_t count, int64_t chunks, int64_
 }  // namespace
 
 size_t topk_mask_workspace_size(const TopkTensor* tensors, int64_t count) {
-  return sizeof(State) + kBins * sizeof(Count) +
-         static_cast<size_t>(all_chunks(tensors, count)) * sizeof(int64_t) +
-         static_cast<size_t>(count) * sizeof(ScoreEntry);
+  return Workspace::size(count, all_chunks(tensors, count));
 }
 
 cudaError_t topk_mask(const TopkTensor* tensors, int64_t count, Dtype dtype, int64_t k, int64_t* status,

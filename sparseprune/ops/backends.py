@@ -25,6 +25,11 @@ def always(*_: Any) -> bool:
     return True
 
 
+def never(*_: Any) -> bool:
+    """The preference of an implementation that has not been shown to be faster than the next one."""
+    return False
+
+
 class Implementation(NamedTuple):
     """One way to compute an op.
 
@@ -71,7 +76,7 @@ def native(op: str, preferred: Callable[..., bool] = always) -> Implementation:
     return Implementation(run, refusal, preferred)
 
 
-def triton(module: str, op: str) -> Implementation:
+def triton(module: str, op: str, preferred: Callable[..., bool] | None = None) -> Implementation:
     """The launcher ``op`` of ``sparseprune.kernels.<module>``; "auto" takes it on a GPU only, not interpreted."""
 
     def run(*args: Any) -> Any:
@@ -83,7 +88,7 @@ def triton(module: str, op: str) -> Implementation:
     def on_gpu(*args: Any) -> bool:
         return devices(tensors(args)) == {"cuda"}
 
-    return Implementation(run, refusal, on_gpu)
+    return Implementation(run, refusal, preferred or on_gpu)
 
 
 @cache
