@@ -1,7 +1,7 @@
 """Published counts: VGG-16 on CIFAR-100 after 100 exponential steps, weights left in each layer.
 
 Source: the result files published with Tanaka et al. 2020 (arXiv:2006.05467), three runs. Random initialisations
-differ, so ours must agree with the mean of the published runs within 3 % or within those runs' own spread.
+differ, so ours must agree with the mean of the published runs within 3 %, those runs' own spread, or chance.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ def assert_as_published(method, log_compression, ours):
         [GOLDEN["remaining"][run][method][log_compression] for run in GOLDEN["remaining"]]
     ).double()
     mean = published.mean(0)
-    # Counts of a hundred weights scatter by chance; sqrt(count) is that scatter where three runs do not show it.
-    spread = torch.maximum(published.max(0).values - published.min(0).values, mean.sqrt())
-    allowed = torch.maximum(0.03 * mean, spread)
+    spread = published.max(0).values - published.min(0).values
+    # A count scatters by its square root from one random network to the next, the difference of two means of three by
+    # 0.8 of that: three standard deviations. It matters for layers that keep some fifty of two million weights.
+    chance = 2.5 * mean.sqrt()
+    allowed = torch.stack([0.03 * mean, spread, chance]).amax(0)
     off = (ours.mean(0) - mean).abs()
     rows = zip(GOLDEN["layers"][0], off.tolist(), allowed.tolist(), mean.tolist(), strict=True)
     assert not [f"{layer}: off by {o:.0f} of {m:.0f}, allowed {a:.0f}" for layer, o, a, m in rows if o > a]

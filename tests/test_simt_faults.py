@@ -86,7 +86,7 @@ FAULTS = {
     "lane that does not come": (
         "pack_mask",
         "mask_bits.cu",
-        without("const uint32_t bits = __ballot_sync", 0, "if (lane == 3) continue; const uint32_t bits = __ballot_sync"),
+        without("const uint32_t bits = __ballot_sync", 0, "if (lane == 3) continue;\nconst uint32_t bits = __ballot_sync"),
         "kernel pack_kernel, .*no thread can go on: thread .* waits for lanes of its warp",
     ),
 }

@@ -119,5 +119,5 @@ def test_a_view_may_start_anywhere(machine):
 def test_buffers_must_lie_apart(machine):
     values = torch.zeros(16, dtype=torch.int32)
     address = values.data_ptr()
-    with pytest.raises(ValueError, match="`a` and b must lie 16 bytes apart"):
+    with pytest.raises(ValueError, match="`a` and `b` must lie 16 bytes apart"):
         machine.kernels.set_buffers([("b", address + 40, 8, True), ("a", address, 32, False)])

@@ -25,6 +25,7 @@ T* at(Address address) {
 }
 
 void check(cudaError_t error) {
+  simt::raise_pending();
   if (error != cudaSuccess) throw std::runtime_error("the launch failed with error " + std::to_string(error));
 }
 
@@ -53,24 +54,32 @@ void conv_grad(Address a, Address b, Address words, Address out, std::array<int6
 
 using TensorRow = std::tuple<Address, Address, Address, int64_t, int64_t>;
 
-void topk(const std::vector<TensorRow>& rows, int dtype, int64_t k, Address status) {
+std::vector<TopkTensor> topk_tensors(const std::vector<TensorRow>& rows) {
   std::vector<TopkTensor> tensors;
   for (const auto& [scores, candidates, kept, height, width] : rows) {
     tensors.push_back({at<void>(scores), at<uint32_t>(candidates), at<uint32_t>(kept), height, width});
   }
-  const auto count = static_cast<int64_t>(tensors.size());
-  std::vector<uint64_t> workspace((topk_mask_workspace_size(tensors.data(), count) + 7) / 8, ~uint64_t{0});
-  check(topk_mask(tensors.data(), count, static_cast<Dtype>(dtype), k, at<int64_t>(status), workspace.data(),
-                  nullptr));
+  return tensors;
+}
+
+void topk(const std::vector<TensorRow>& rows, int dtype, int64_t k, Address status, Address workspace) {
+  const auto tensors = topk_tensors(rows);
+  check(topk_mask(tensors.data(), static_cast<int64_t>(tensors.size()), static_cast<Dtype>(dtype), k,
+                  at<int64_t>(status), at<void>(workspace), nullptr));
+}
+
+size_t topk_workspace(const std::vector<TensorRow>& rows) {
+  const auto tensors = topk_tensors(rows);
+  return topk_mask_workspace_size(tensors.data(), static_cast<int64_t>(tensors.size()));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(simt_kernels, m) {
   m.def("set_seed", &simt::set_seed);
-  m.def("order_of_threads", &simt::order_of_threads);
-  m.def("poisoned_bytes", &simt::poisoned_bytes);
-  m.def("reverse_warp_sums", &simt::reverse_warp_sums);
+  m.def("set_buffers", &simt::set_buffers);
+  m.def("set_grids", &simt::set_grids);
+  m.def("selftest", &simt::selftest);
   m.def("pack_mask", [](Address mask, Address words, int64_t rows, int64_t columns) {
     check(pack_mask(at<uint8_t>(mask), at<uint32_t>(words), rows, columns, nullptr));
   });
@@ -81,6 +90,7 @@ PYBIND11_MODULE(simt_kernels, m) {
     check(count_mask(at<uint32_t>(words), at<int64_t>(counts), rows, row_words, nullptr));
   });
   m.def("topk_mask", &topk);
+  m.def("topk_workspace", &topk_workspace);
   m.def("masked_linear", [](Address x, Address weight, Address words, Address bias, Address y,
                             std::array<int64_t, 3> shape, int dtype) {
     check(masked_linear(at<void>(x), at<void>(weight), at<uint32_t>(words), at<void>(bias), at<void>(y),

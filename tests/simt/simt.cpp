@@ -1,30 +1,30 @@
 // The scheduler of the SIMT machine: see simt.h.
 #include "simt.h"
 
-#include <link.h>
+#include <dlfcn.h>
 #include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <random>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-dim3 threadIdx, blockIdx, blockDim, gridDim;
+#include "memory.h"
 
 namespace simt {
+
+Place place;
+
 namespace {
 
-constexpr size_t kStack = 64 * 1024;
-constexpr unsigned kMaxThreads = 1024;
-constexpr unsigned kWarp = 32;
 constexpr unsigned kYieldOneIn = 4;
+constexpr int64_t kDefaultMaxBlocks = 3;  // so few that every kernel has to stride
 
 enum class State { kReady, kAtBarrier, kAtMeeting, kDone };
 
@@ -32,7 +32,6 @@ struct Fiber {
   ucontext_t start;
   jmp_buf resume;
   bool started;
-  std::unique_ptr<char[]> stack;
   dim3 index;
   State state;
   std::array<uint64_t, kWarp> values;  // what the last meeting brought together
@@ -49,12 +48,13 @@ struct Machine {
   std::vector<Fiber> fibers{kMaxThreads};
   std::vector<std::vector<Gathering>> gatherings{kMaxThreads / kWarp};
   std::vector<std::vector<unsigned>> ready{kMaxThreads / kWarp};  // by warp
-  std::vector<uint64_t> dynamic_shared;
   jmp_buf scheduler;
   const std::function<void()>* body = nullptr;
   unsigned threads = 0, running = 0, at_barrier = 0, favourite = 0;
   uint64_t change_one_in = 1;
   uint64_t seed = 0;
+  int64_t max_blocks = kDefaultMaxBlocks;
+  bool last_block_only = false;
   std::mt19937_64 random;
   std::string failure;
 };
@@ -95,26 +95,6 @@ void make_ready(unsigned thread) {
   machine().ready[thread / kWarp].push_back(thread);
 }
 
-// Fills the thread-local block of this library, which holds the kernels' shared variables and nothing else.
-int poison_if_own(dl_phdr_info* info, size_t, void*) {
-  const auto own = reinterpret_cast<ElfW(Addr)>(&machine);
-  bool contains = false;
-  size_t size = 0;
-  for (int i = 0; i < info->dlpi_phnum; ++i) {
-    const ElfW(Phdr) & header = info->dlpi_phdr[i];
-    const ElfW(Addr) start = info->dlpi_addr + header.p_vaddr;
-    if (header.p_type == PT_LOAD && own >= start && own < start + header.p_memsz) contains = true;
-    if (header.p_type == PT_TLS) size = header.p_memsz;
-  }
-  if (contains && info->dlpi_tls_data != nullptr) std::memset(info->dlpi_tls_data, 0xff, size);
-  return contains ? 1 : 0;
-}
-
-void poison_shared(size_t dynamic_bytes) {
-  dl_iterate_phdr(poison_if_own, nullptr);
-  machine().dynamic_shared.assign((dynamic_bytes + 7) / 8, ~uint64_t{0});
-}
-
 void start_block(dim3 block) {
   Machine& m = machine();
   for (auto& warp : m.ready) warp.clear();
@@ -124,11 +104,10 @@ void start_block(dim3 block) {
   for (auto& warp : m.gatherings) warp.clear();
   for (unsigned thread = 0; thread < m.threads; ++thread) {
     Fiber& fiber = m.fibers[thread];
-    if (!fiber.stack) fiber.stack.reset(new char[kStack]);
     fiber.index = dim3(thread % block.x, thread / block.x % block.y, thread / block.x / block.y);
     fiber.started = false;
     getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_sp = stack_of(thread);
     fiber.start.uc_stack.ss_size = kStack;
     fiber.start.uc_link = nullptr;
     makecontext(&fiber.start, fiber_main, 0);
@@ -177,35 +156,64 @@ bool pick_thread() {
 void run_block() {
   Machine& m = machine();
   while (m.failure.empty() && pick_thread()) {
-    threadIdx = m.fibers[m.running].index;
+    place.thread = m.fibers[m.running].index;
+    enter_thread(m.running);
     resume(m.fibers[m.running]);
+    leave_thread();
   }
   const auto done = [](const Fiber& fiber) { return fiber.state == State::kDone; };
   if (m.failure.empty() && !std::all_of(m.fibers.begin(), m.fibers.begin() + m.threads, done))
     m.failure = deadlock();
-  if (!m.failure.empty())
-    throw std::runtime_error("block " + text(blockIdx) + ": " + std::exchange(m.failure, {}));
+}
+
+// The blocks to be run, in the order in which they are.
+std::vector<uint64_t> blocks_of(dim3 grid) {
+  Machine& m = machine();
+  const uint64_t count = uint64_t{grid.x} * grid.y * grid.z;
+  if (m.last_block_only) return {count - 1};
+  std::vector<uint64_t> order(count);
+  for (uint64_t i = 0; i < count; ++i) order[i] = i;
+  std::shuffle(order.begin(), order.end(), m.random);
+  return order;
+}
+
+uintptr_t offset_here(uintptr_t address) {
+  Dl_info info;
+  return dladdr(reinterpret_cast<void*>(&machine), &info) == 0
+             ? address
+             : address - reinterpret_cast<uintptr_t>(info.dli_fbase);
 }
 
 }  // namespace
 
 void set_seed(uint64_t seed) { machine().seed = seed; }
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
+int64_t max_blocks() { return machine().max_blocks; }
+
+void set_grids(int64_t max_blocks, bool last_block_only) {
+  machine().max_blocks = max_blocks > 0 ? max_blocks : kDefaultMaxBlocks;
+  machine().last_block_only = last_block_only;
+}
+
+void run_grid(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,
+              const std::function<void()>& body) {
   Machine& m = machine();
   m.body = &body;
   m.threads = block.x * block.y * block.z;
   m.random.seed(m.seed);
-  gridDim = grid;
-  blockDim = block;
-  std::vector<unsigned> order(grid.x * grid.y * grid.z);
-  for (unsigned i = 0; i < order.size(); ++i) order[i] = i;
-  std::shuffle(order.begin(), order.end(), m.random);
-  for (const unsigned index : order) {
-    blockIdx = dim3(index % grid.x, index / grid.x % grid.y, index / grid.x / grid.y);
-    poison_shared(shared_bytes);
+  place.grid_size = grid;
+  place.block_size = block;
+  for (const uint64_t index : blocks_of(grid)) {
+    place.block = dim3(static_cast<unsigned>(index % grid.x), static_cast<unsigned>(index / grid.x % grid.y),
+                       static_cast<unsigned>(index / grid.x / grid.y));
+    start_shared(shared_bytes);
     start_block(block);
     run_block();
+    if (m.failure.empty()) continue;
+    std::ostringstream message;
+    message << "kernel +0x" << std::hex << offset_here(kernel) << ", block " << text(place.block) << ", "
+            << std::exchange(m.failure, {});
+    throw std::runtime_error(message.str());
   }
 }
 
@@ -214,6 +222,7 @@ void sync_block() {
   m.fibers[m.running].state = State::kAtBarrier;
   if (++m.at_barrier == m.threads) {
     m.at_barrier = 0;
+    order_block();
     for (unsigned thread = 0; thread < m.threads; ++thread) make_ready(thread);
   }
   suspend();
@@ -233,6 +242,7 @@ const uint64_t* meet(Meeting kind, unsigned mask, uint64_t value) {
   found->arrived |= 1u << lane();
   m.fibers[self].state = State::kAtMeeting;
   if (found->arrived == mask) {
+    if (kind == Meeting::kSync) order_warp(self / kWarp);
     for (unsigned i = 0; i < kWarp; ++i) {
       if (!(mask >> i & 1u)) continue;
       m.fibers[first + i].values = found->values;
@@ -244,6 +254,8 @@ const uint64_t* meet(Meeting kind, unsigned mask, uint64_t value) {
   return m.fibers[self].values.data();
 }
 
+void sync_warp(unsigned mask) { meet(Meeting::kSync, mask, 0); }
+
 unsigned lane() { return machine().running % kWarp; }
 
 void maybe_yield() {
@@ -252,8 +264,6 @@ void maybe_yield() {
   make_ready(m.running);
   suspend();
 }
-
-void* dynamic_shared() { return machine().dynamic_shared.data(); }
 
 void fail(const char* message) {
   Machine& m = machine();

@@ -1,20 +1,12 @@
-// Kernels that test the SIMT machine itself, with what the kernels of csrc/cuda do not use.
+// Kernels that test the SIMT machine itself, with what the kernels of csrc/cuda do not use and with faults.
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <string>
 
 namespace simt {
 
-// The order in which the threads of one block passed an atomic counter.
-std::vector<unsigned> order_of_threads(unsigned threads);
-
-// How many bytes of a static and of a dynamic shared array hold 0xff when a block starts, over two blocks
-// that fill both with zeros.
-std::vector<unsigned> poisoned_bytes();
-
-// `values`, one a thread of one block: summed over each warp by shuffles; the sums are then reversed through
-// shared memory.
-std::vector<int64_t> reverse_warp_sums(const std::vector<int64_t>& values);
+// Launches the kernel of this name on `values` and `out` with 128 bytes of dynamic shared memory.
+void selftest(const std::string& name, uintptr_t values, uintptr_t out, unsigned blocks, unsigned threads);
 
 }  // namespace simt

@@ -17,15 +17,17 @@ To bits_as(const From& value) {
 }
 
 template <class T>
-T shuffle(unsigned mask, T value, unsigned source) {
+__attribute__((no_sanitize_thread)) T shuffle(unsigned mask, T value, unsigned source) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
   const uint64_t* values = meet(Meeting::kShuffle, mask, bits_as<uint64_t>(value));
   if (!(mask >> source & 1u)) fail("a shuffle reads a lane that its mask does not name");
-  return bits_as<T>(values[source]);
+  const uint64_t theirs = values[source];
+  return bits_as<T>(theirs);
 }
 
 template <class T, class Update>
-T atomic(T* address, Update update) {
+__attribute__((no_sanitize_thread)) T atomic(T* address, Update update) {
+  touch(address, sizeof(T), Access::kAtomic);
   maybe_yield();
   const T old = *address;
   *address = update(old);
@@ -35,6 +37,7 @@ T atomic(T* address, Update update) {
 }  // namespace simt
 
 inline void __syncthreads() { simt::sync_block(); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::sync_warp(mask); }
 
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source) {
@@ -55,19 +58,66 @@ T __shfl_xor_sync(unsigned mask, T value, int distance) {
   return simt::shuffle(mask, value, simt::lane() ^ static_cast<unsigned>(distance));
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate) {
-  const uint64_t* values = simt::meet(simt::Meeting::kBallot, mask, predicate != 0);
-  unsigned result = 0;
-  for (unsigned i = 0; i < 32; ++i) result |= (mask >> i & 1u) != 0 && values[i] != 0 ? 1u << i : 0u;
-  return result;
+namespace simt {
+
+// Folds the values that the lanes of `mask` brought.
+template <class T, class Fold>
+__attribute__((no_sanitize_thread)) T fold_lanes(Meeting kind, unsigned mask, T value, T start, Fold fold) {
+  const uint64_t* values = meet(kind, mask, bits_as<uint64_t>(value));
+  for (unsigned i = 0; i < 32; ++i) {
+    const uint64_t theirs = values[i];
+    if ((mask >> i & 1u) != 0) start = fold(start, bits_as<T>(theirs), i);
+  }
+  return start;
 }
+
+}  // namespace simt
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return simt::fold_lanes(simt::Meeting::kVote, mask, unsigned{predicate != 0}, 0u,
+                          [](unsigned all, unsigned one, unsigned i) { return all | one << i; });
+}
+inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 template <class T>
 unsigned __match_any_sync(unsigned mask, T value) {
-  const uint64_t own = simt::bits_as<uint64_t>(value);
-  const uint64_t* values = simt::meet(simt::Meeting::kMatch, mask, own);
-  unsigned result = 0;
-  for (unsigned i = 0; i < 32; ++i) result |= (mask >> i & 1u) != 0 && values[i] == own ? 1u << i : 0u;
-  return result;
+  return simt::fold_lanes(simt::Meeting::kMatch, mask, simt::bits_as<uint64_t>(value), uint64_t{0},
+                          [own = simt::bits_as<uint64_t>(value)](uint64_t all, uint64_t one, unsigned i) {
+                            return all | uint64_t{one == own} << i;
+                          });
+}
+
+// CUDA has them for int and unsigned.
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+  return simt::fold_lanes(simt::Meeting::kReduceAdd, mask, value, 0u,
+                          [](unsigned all, unsigned one, unsigned) { return all + one; });
+}
+inline int __reduce_add_sync(unsigned mask, int value) {
+  return static_cast<int>(__reduce_add_sync(mask, static_cast<unsigned>(value)));
+}
+template <class T>
+T __reduce_min_sync(unsigned mask, T value) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  return simt::fold_lanes(simt::Meeting::kReduceMin, mask, value, value,
+                          [](T all, T one, unsigned) { return one < all ? one : all; });
+}
+template <class T>
+T __reduce_max_sync(unsigned mask, T value) {
+  static_assert(std::is_same_v<T, int> || std::is_same_v<T, unsigned>);
+  return simt::fold_lanes(simt::Meeting::kReduceMax, mask, value, value,
+                          [](T all, T one, unsigned) { return all < one ? one : all; });
+}
+inline unsigned __reduce_and_sync(unsigned mask, unsigned value) {
+  return simt::fold_lanes(simt::Meeting::kReduceAnd, mask, value, ~0u,
+                          [](unsigned all, unsigned one, unsigned) { return all & one; });
+}
+inline unsigned __reduce_or_sync(unsigned mask, unsigned value) {
+  return simt::fold_lanes(simt::Meeting::kReduceOr, mask, value, 0u,
+                          [](unsigned all, unsigned one, unsigned) { return all | one; });
+}
+inline unsigned __reduce_xor_sync(unsigned mask, unsigned value) {
+  return simt::fold_lanes(simt::Meeting::kReduceXor, mask, value, 0u,
+                          [](unsigned all, unsigned one, unsigned) { return all ^ one; });
 }
 
 // The second operand's type follows the first's, as CUDA's overloads make it.

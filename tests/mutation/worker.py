@@ -1,0 +1,148 @@
+"""Tries libraries on the tests' own functions, each in a forked process: one JSON job a line in, a verdict a line out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+TESTS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from cases import OPS, Backend, score_cases  # noqa: E402
+from simt.harness import Emulated  # noqa: E402
+from simt.reserved import LastBlock  # noqa: E402
+
+from sparseprune.ops import native  # noqa: E402
+
+Check = tuple[str, Callable[[], object]]
+FAMILIES = {
+    "mask_bits": ("pack_mask", "unpack_mask", "count_mask"),
+    "topk_mask": ("topk_mask",),
+    "masked_linear": ("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
+    "masked_conv2d": ("masked_conv2d", "masked_conv2d_input_grad", "masked_conv2d_weight_grad"),
+}
+
+
+def ops_in(units: list[str]) -> list:
+    names = [name for unit in units for name in FAMILIES[unit]]
+    return [op for op in OPS if op.name in names]
+
+
+def cpu_checks(job: dict) -> Iterator[Check]:
+    """What tests/ops asks of the native library at one SIMD level."""
+    contract, selection = importlib.import_module("test_contract"), importlib.import_module("test_topk_mask")
+    os.environ["SPARSEPRUNE_CPU_ISA"] = job["level"]
+    native.LIBRARIES = {"cpu": Path(job["library"]), "cuda": Path("none")}
+    backend = Backend("native", job["level"])
+    for op in ops_in(job["units"]):
+        for dtype in (torch.float32, torch.float64):
+            test = contract.test_agrees_with_the_reference_or_refuses
+            yield f"{op.name} {dtype}", lambda op=op, dtype=dtype, test=test: test(op, backend, dtype, "cpu")
+        yield f"{op.name} threads", lambda op=op: contract.test_native_results_do_not_depend_on_threads(op)
+    if "topk_mask" in job["units"]:
+        for case in score_cases():
+            for dtype in (torch.float32, torch.float64):
+                yield case, lambda case=case, dtype=dtype: selection.test_known_hard_scores(case, dtype, "cpu")
+        yield "many scores", selection.test_many_scores_with_ties_across_chunks
+
+
+def cuda_checks(job: dict) -> Iterator[Check]:
+    """What tests/test_simt*.py ask of the emulated kernels."""
+    simt, large = importlib.import_module("test_simt"), importlib.import_module("test_simt_large")
+    loader = importlib.machinery.ExtensionFileLoader("mutant.simt_kernels", job["library"])
+    spec = importlib.util.spec_from_file_location("mutant.simt_kernels", job["library"], loader=loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    machine, ops = Emulated(module), ops_in(job["units"])
+    for op in ops:
+        for dtype in simt.dtypes(op):
+            yield (
+                f"{op.name} {dtype}",
+                lambda op=op, dtype=dtype: simt.test_agrees_with_the_reference(machine, op, dtype),
+            )
+    if "topk_mask" in job["units"]:
+        for name in ("many_tensors_share_one_selection", "signed_zeros_are_one_score"):
+            yield name, lambda name=name: getattr(simt, f"test_{name}")(machine)
+        yield "first NaN", lambda: simt.test_the_first_nan_that_competes_is_reported(machine)
+    if "mask_bits" in job["units"]:
+        yield "many words", lambda: simt.test_rows_of_many_words_are_counted(machine)
+    if "masked_linear" in job["units"]:
+        yield "half types", lambda: simt.test_half_types_convert_as_torch_does(machine)
+    for name in [op.name for op in ops if op.name.endswith("weight_grad")]:
+        yield f"{name} zeros", lambda name=name: simt.test_gradients_of_pruned_weights_are_positive_zero(machine, name)
+    for case in simt.LARGE:
+        if ("masked_conv2d" if "conv" in case else "masked_linear") in job["units"]:
+            for kind in ("forward", "input_grad", "weight_grad"):
+                yield f"{case} {kind}", lambda case=case, kind=kind: many_tiles(simt, machine, case, kind)
+    families = {"mask_bits": ("pack", "unpack", "count"), "topk_mask": ("topk",), "masked_linear": ("linear",)}
+    families["masked_conv2d"] = ("conv",)
+    for unit in job["units"]:
+        for name in dir(large):
+            if name.startswith(tuple(f"test_{family}" for family in families[unit])):
+                yield name, lambda name=name: beyond_31_bits(large, module, name)
+
+
+def many_tiles(simt, machine: Emulated, case: str, kind: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        simt.test_many_tiles(machine, patch, case, kind)
+
+
+def beyond_31_bits(large, module, name: str) -> None:
+    with LastBlock(module) as machine:
+        getattr(large, name)(machine)
+
+
+def attempt(job: dict) -> None:
+    """In the child: exits with 0 if every check passes; says which one did not."""
+    checks = cpu_checks if job["kind"] == "cpu" else cuda_checks
+    label = "loading"
+    try:
+        for label, check in checks(job):
+            torch.manual_seed(0)
+            check()
+    except BaseException as error:
+        Path(job["report"]).write_text(f"{label}: {type(error).__name__}: {str(error)[:160]}")
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        job = json.loads(line)
+        report = Path(job["report"])
+        report.unlink(missing_ok=True)
+        start, child = time.monotonic(), os.fork()
+        if child == 0:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1), os.dup2(null, 2)
+            attempt(job)
+        verdict, status = "", None
+        while not verdict:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                reason = report.read_text() if report.exists() else f"died with {code}"
+                verdict = "survived" if code == 0 else f"killed: {reason}"
+            elif time.monotonic() - start > job["limit"]:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+                verdict = f"killed: ran longer than {job['limit']} s"
+            else:
+                time.sleep(0.02)
+        print(json.dumps({"verdict": verdict, "seconds": round(time.monotonic() - start, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Compiles the CUDA kernels for the SIMT machine (``include/simt.h``)."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import subprocess
+import sysconfig
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+KERNELS = ("mask_bits", "masked_conv2d", "masked_linear", "topk_mask")
+MACHINE = ("simt", "memory")
+SANITIZED = (*KERNELS, "selftest")
+# -fno-gnu-unique: several builds live in one process.
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-fno-gnu-unique",
+)
+MACHINE_FLAGS = (*FLAGS, f"-I{HERE / 'include'}", f"-I{CSRC / 'include'}")
+# The sanitizers' own libraries are not linked: what their code calls are functions of the machine (memory.cpp).
+KERNEL_FLAGS = (
+    *MACHINE_FLAGS,
+    "-DSPARSEPRUNE_MAX_BLOCKS=simt::max_blocks()",
+    "-DSPARSEPRUNE_GAP=simt::kGap",
+    "-DSPARSEPRUNE_FORBID=simt::forbid",
+    "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",
+    "--param=tsan-instrument-func-entry-exit=0",
+)
+Edit = Callable[[str], str]
+
+
+def build(
+    folder: Path, edits: Mapping[str, Edit] | None = None, kernels: Sequence[str] = KERNELS
+) -> ModuleType:
+    """The emulated kernels as a module. What was compiled from the same text in ``folder`` is not compiled again.
+
+    Args:
+        folder: where the compiler's results go and stay.
+        edits: file name in csrc/cuda -> a function from its text to the text to be compiled instead.
+        kernels: the files that the edits apply to; the others are compiled as they are.
+    """
+    original = {path.name: path.read_text() for path in sorted((CSRC / "cuda").glob("*.cu*"))}
+    edited = dict(original)
+    for name, edit in (edits or {}).items():
+        edited[name] = edit(original[name])
+        if edited[name] == original[name]:
+            raise ValueError(f"the edit of {name} must change it")
+    units = [_kernel_unit(name, edited if name in kernels else original) for name in KERNELS]
+    headers = [*sorted((CSRC / "include/sparseprune/cuda").iterdir()), *sorted((HERE / "include").iterdir())]
+    common = "\0".join([path.read_text() for path in [*headers, HERE / "memory.h"]])
+    units.append(Unit("selftest", KERNEL_FLAGS, {"selftest.cpp": (HERE / "selftest.cpp").read_text()}))
+    units += [Unit(n, MACHINE_FLAGS, {f"{n}.cpp": (HERE / f"{n}.cpp").read_text()}) for n in MACHINE]
+    python = [f"-isystem{sysconfig.get_paths()['include']}", f"-isystem{pybind11.get_include()}"]
+    hidden = (*MACHINE_FLAGS, "-O0", "-fvisibility=hidden", *python)
+    units.append(Unit("bindings", hidden, {"bindings.cpp": (HERE / "bindings.cpp").read_text()}))
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(lambda unit: _object(folder, unit, common), units))
+    return _load(_link(folder, objects))
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one object is compiled from: the first text, which includes the others."""
+
+    name: str
+    flags: tuple[str, ...]
+    texts: Mapping[str, str]
+
+
+def _kernel_unit(name: str, sources: Mapping[str, str]) -> Unit:
+    included = _included(f"{name}.cu", sources)
+    first = {f"{name}.cu": sources[f"{name}.cu"]}
+    return Unit(name, (*KERNEL_FLAGS, "-x", "c++"), first | {n: sources[n] for n in sorted(included)})
+
+
+def _included(name: str, sources: Mapping[str, str]) -> set[str]:
+    """The file and those of its folder that it includes, directly or not."""
+    found = {name}
+    for other in re.findall(r'#include "([\w.]+)"', sources[name]):
+        found |= _included(other, sources)
+    return found
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _object(folder: Path, unit: Unit, common: str) -> Path:
+    """The compiled object, in a folder named by everything that it depends on."""
+    target = folder / f"{unit.name}-{_digest(common, pybind11.__version__, *unit.flags, *unit.texts.values())}"
+    result = target / "object.o"
+    if not result.exists():
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in unit.texts.items():
+            (target / name).write_text(text)
+        _run(target, [*unit.flags, f"-I{HERE}", "-c", next(iter(unit.texts)), "-o", "object.tmp"])
+        (target / "object.tmp").replace(result)
+    return result
+
+
+def _link(folder: Path, objects: Sequence[Path]) -> Path:
+    """The kernels and the machine become one library, which has no other thread-locals; the bindings a module."""
+    target = folder / f"module-{_digest(*map(str, objects))}"
+    module = target / f"simt_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists():
+        target.mkdir(parents=True, exist_ok=True)
+        library = f"lib{target.name}.so"
+        code = [str(path) for path in objects[:-1]]
+        _run(target, ["-shared", "-Wl,-Bsymbolic", f"-Wl,-soname,{library}", *code, "-o", library])
+        _run(target, ["-shared", str(objects[-1]), library, "-Wl,-rpath,$ORIGIN", "-o", "module.tmp"])
+        (target / "module.tmp").replace(module)
+    return module
+
+
+def _load(module: Path) -> ModuleType:
+    # pybind11 keeps one module per name, and there may be several builds in a process.
+    name = f"build_{module.parent.name.replace('-', '_')}.simt_kernels"
+    spec = importlib.util.spec_from_file_location(name, module)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def _run(folder: Path, arguments: Sequence[str]) -> None:
+    result = subprocess.run(["g++", *arguments], cwd=folder, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"g++ {' '.join(arguments)}\n{result.stderr}")
+
+
+def kernel_at(module: ModuleType, offset: int) -> str:
+    """The kernel that starts at this offset in a build's library."""
+    library = next(Path(module.__file__).parent.glob("libmodule-*.so"))
+    listed = subprocess.run(["nm", "-C", str(library)], capture_output=True, text=True, check=True).stdout
+    for line in listed.splitlines():
+        address, _, name = line.partition(" ")
+        if address and int(address, 16) == offset and (found := re.search(r"(\w+(<.*>)?)\(", name)):
+            return found[1]
+    return f"+{offset:#x}"
