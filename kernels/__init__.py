@@ -2,7 +2,7 @@
 
 A file holds, top to bottom: what a program computes, the ``@triton.jit`` kernels, the table of block sizes, and the
 launchers, which take exactly the arguments of the op (already validated, contiguous, on one device) and return new
-tensors. Launchers know no autograd, no defaults and no user errors; `refusal` says beforehand what they cannot take.
+tensors. Launchers know no autograd, no defaults and no user errors; ``refusal`` says beforehand what they cannot take.
 
 The kernels run compiled on CUDA tensors, or on tensors of any device in Triton's interpreter when the environment
 variable ``TRITON_INTERPRET=1`` was set before this package was imported.

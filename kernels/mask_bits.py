@@ -2,7 +2,7 @@
 
 A program owns ``BLOCK`` consecutive words of the flattened ``[R, W]`` words, that is a ``[BLOCK, 32]`` tile of
 elements, so that a long single row and many short rows are spread alike. The other kernels expand words in registers
-with `expand_words` (a tile of words becomes a tile of booleans): one load a word, never one an element.
+with ``expand_words`` (a tile of words becomes a tile of booleans): one load a word, never one an element.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import tiles
+from .tiles import LAUNCH, tiles
 
 # 4,096 elements a program: 32 a thread of 4 warps, and one row of a 4096-wide weight.
 BLOCK = 128
@@ -42,21 +42,21 @@ def tile_of_words(block, total_words, cols, words_per_row, BLOCK: tl.constexpr):
     return words, exists, row[:, None] * cols + col, exists[:, None] & (col < cols)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_words", "words_per_row"])
 def _pack_kernel(mask_ptr, words_ptr, total_words, cols, words_per_row, BLOCK: tl.constexpr):
     words, exists, offsets, inside = tile_of_words(tl.program_id(0), total_words, cols, words_per_row, BLOCK)
     keep = tl.load(mask_ptr + offsets, mask=inside, other=0) != 0
     tl.store(words_ptr + words, join_bits(keep), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["total_words", "words_per_row"])
 def _unpack_kernel(words_ptr, mask_ptr, total_words, cols, words_per_row, BLOCK: tl.constexpr):
     words, exists, offsets, inside = tile_of_words(tl.program_id(0), total_words, cols, words_per_row, BLOCK)
     bits = tl.load(words_ptr + words, mask=exists, other=0)[:, None] >> tl.arange(0, 32)[None, :]
     tl.store(mask_ptr + offsets, (bits & 1).to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["words_per_row", "blocks_per_row"])
 def _count_kernel(words_ptr, counts_ptr, words_per_row, blocks_per_row, BLOCK: tl.constexpr):
     pid = tl.program_id(0)
     row = (pid // blocks_per_row).to(tl.int64)
@@ -79,7 +79,7 @@ def pack_mask(mask: Tensor) -> Tensor:
     if words.numel():
         with torch.cuda.device_of(mask):
             _pack_kernel[(tiles(words.numel(), BLOCK),)](
-                mask.view(torch.uint8), words, words.numel(), cols, words.shape[1], BLOCK=BLOCK
+                mask.view(torch.uint8), words, words.numel(), cols, words.shape[1], BLOCK=BLOCK, **LAUNCH
             )
     return words
 
@@ -90,7 +90,7 @@ def unpack_mask(words: Tensor, cols: int) -> Tensor:
     if mask.numel():
         with torch.cuda.device_of(words):
             _unpack_kernel[(tiles(words.numel(), BLOCK),)](
-                words, mask.view(torch.uint8), words.numel(), cols, words.shape[1], BLOCK=BLOCK
+                words, mask.view(torch.uint8), words.numel(), cols, words.shape[1], BLOCK=BLOCK, **LAUNCH
             )
     return mask
 
@@ -102,5 +102,5 @@ def count_mask(words: Tensor) -> Tensor:
     counts = torch.empty(rows, blocks, dtype=torch.int32, device=words.device)
     if counts.numel():
         with torch.cuda.device_of(words):
-            _count_kernel[(counts.numel(),)](words, counts, words_per_row, blocks, BLOCK=BLOCK)
+            _count_kernel[(counts.numel(),)](words, counts, words_per_row, blocks, BLOCK=BLOCK, **LAUNCH)
     return counts.sum(dim=1, dtype=torch.int64)

@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+# For every launch. A multiply and an add round once; said because Triton is about to change its default, and warns.
+LAUNCH = {"enable_fp_fusion": True}
+
 # By bytes of an element: tiles for a narrow and for a wide product.
 TileTable = dict[int, tuple["Tile", "Tile"]]
 
@@ -18,6 +21,10 @@ class Tile(NamedTuple):
     BK: int
     num_warps: int
     num_stages: int
+
+    def options(self) -> dict[str, int | bool]:
+        """The tile as keyword arguments of a launch."""
+        return {**self._asdict(), **LAUNCH}
 
 
 def pick(table: TileTable, dtype: torch.dtype, columns: int) -> Tile:

@@ -1,8 +1,9 @@
 """Compile the launches of the Triton launchers without a GPU, and print what came out as JSON lines.
 
 Run as a program, because the test process interprets kernels, which is decided once per process: without arguments it
-compiles a representative part for sm_80, sm_90 and sm_100 (a minute), with ``--all`` every case for each (three). The launchers run on meta tensors with launches recorded instead of made, so that what is compiled is what
-would be launched: the same tiles, the same arguments, specialised as Triton specialises them.
+compiles a representative part for sm_80, sm_90 and sm_100 (a minute), with ``--all`` every case for each (three). The
+launchers run on meta tensors with launches recorded instead of made, so that what is compiled is what would be
+launched: the same tiles, the same arguments, specialised as Triton specialises them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TYPES = {
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float64: "*fp64",
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }  # fmt: skip
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 LAYER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -132,7 +134,7 @@ def launches() -> Iterator[Launch]:
             case.run(dtype)
             for kernel, args, kwargs in recorded:
                 named = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
-                options = {option: named.pop(option) for option in ("num_warps", "num_stages", "enable_fp_fusion") if option in named}
+                options = {option: named.pop(option) for option in OPTIONS if option in named}
                 launch = Launch(name, dtype, kernel, named, options)
                 if (key := repr((kernel.fn.__module__, kernel.fn.__name__, source(launch)[1:], options))) not in seen:
                     seen.add(key)

@@ -188,7 +188,8 @@ def test_topk_of_zeros_signs_and_infinities(dtype):
 def test_topk_tells_neighbours_apart(dtype):
     """Every bit of a key decides: neighbours of numbers of either sign below and above 2, and all powers of two."""
     bits = torch.int32 if dtype == torch.float32 else torch.int64
-    near = torch.tensor([1.0, -1.0, 2.0**20, -(2.0**20), 0.0], dtype=dtype).view(bits)[:, None] + torch.arange(150, dtype=bits)
+    centres = torch.tensor([1.0, -1.0, 2.0**20, -(2.0**20), 0.0], dtype=dtype)
+    near = centres.view(bits)[:, None] + torch.arange(150, dtype=bits)
     powers = torch.arange(-120, 120).to(dtype).exp2()
     scores = [near.view(dtype), torch.stack([powers, -powers])]
     scores = [s.flatten()[torch.randperm(s.numel())].view(s.shape).to(DEVICE) for s in scores]
@@ -232,8 +233,9 @@ def test_bfloat16_is_refused_where_interpreted(monkeypatch):
 
 
 def test_what_cannot_run_is_refused_with_a_reason(monkeypatch):
-    assert kernels.refusal([torch.zeros(1, device=DEVICE), None, torch.zeros(1, dtype=torch.int32, device=DEVICE)]) is None
-    assert "torch.complex64 is not one of" in kernels.refusal([torch.zeros(1, dtype=torch.complex64, device=DEVICE)])
+    value, words = torch.zeros(1, device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    assert kernels.refusal([value, None, words]) is None
+    assert "torch.complex64 is not one of" in kernels.refusal([value.to(torch.complex64)])
     monkeypatch.setattr(kernels, "INTERPRETED", False)
     assert "needs CUDA tensors" in kernels.refusal([torch.zeros(1)])
     monkeypatch.setitem(sys.modules, "triton", None)
