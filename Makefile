@@ -46,7 +46,9 @@ lint: setup
 	$(BIN)/python -m ruff format --check .
 
 bench: setup
-	OMP_PROC_BIND=close OMP_PLACES=cores $(BIN)/python -m pytest benchmarks --benchmark-only
+	mkdir -p runs
+	$(BIN)/python -m benchmarks --out runs/bench.json
+	$(BIN)/python -m benchmarks.report runs/bench.json --name cpu
 
 clean:
 	rm -rf $(VENV) build dist runs sparseprune/lib *.egg-info

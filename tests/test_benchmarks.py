@@ -30,7 +30,7 @@ from benchmarks.limits import bound_ms, measure_limits  # noqa: E402
 from benchmarks.measure import Measure, peak_mib  # noqa: E402
 from benchmarks.report import main as report_main  # noqa: E402
 from benchmarks.report import markdown  # noqa: E402
-from benchmarks.rows import AbsentError, Plan, Row, Timed, WrongResultError  # noqa: E402
+from benchmarks.rows import AbsentError, Plan, Row, Timed, WrongResultError, unless_refused  # noqa: E402
 from benchmarks.saved import crossover, load  # noqa: E402
 
 TOY = Plan("cpu", quick=True)
@@ -120,6 +120,16 @@ def test_pruning_that_differs_from_the_published_loop_yields_no_number(monkeypat
     with pytest.raises(WrongResultError, match="differs from the published masks"):
         row.build()
     bench_prune._checked.cache_clear()
+
+
+def test_a_refusal_is_absence_and_any_other_error_is_not():
+    def fail(message):
+        raise ValueError(message)
+
+    with pytest.raises(AbsentError, match="no GPU"):
+        unless_refused(lambda: fail("backend 'triton' refuses this call of x: no GPU"))
+    with pytest.raises(ValueError, match="k must be"):
+        unless_refused(lambda: fail("k must be positive"))
 
 
 @pytest.mark.parametrize("module", DICTIONARIES, ids=lambda m: m.__name__)
