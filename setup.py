@@ -78,19 +78,14 @@ def cuda_architectures(nvcc: str) -> tuple[str, ...]:
     for architecture in listed:
         if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", architecture):
             raise SystemExit(
-                "sparseprune: TORCH_CUDA_ARCH_LIST must hold architectures such as '8.0;9.0+PTX', "
-                f"got {architecture!r}"
+                f"sparseprune: TORCH_CUDA_ARCH_LIST must hold architectures such as '8.0;9.0+PTX', got {architecture!r}"
             )
     if listed:
         return tuple(listed)
     known = output_of(nvcc, "--list-gpu-code").split()
-    chosen = [
-        a for a in DEFAULT_CUDA_ARCHITECTURES if "sm_" + a.removesuffix("+PTX").replace(".", "") in known
-    ]
+    chosen = [a for a in DEFAULT_CUDA_ARCHITECTURES if "sm_" + a.removesuffix("+PTX").replace(".", "") in known]
     if not chosen:
-        raise SystemExit(
-            f"sparseprune: {nvcc} knows none of the default architectures; set TORCH_CUDA_ARCH_LIST"
-        )
+        raise SystemExit(f"sparseprune: {nvcc} knows none of the default architectures; set TORCH_CUDA_ARCH_LIST")
     return (*chosen[:-1], chosen[-1].removesuffix("+PTX") + "+PTX")
 
 
@@ -108,9 +103,7 @@ def find_cuda() -> Cuda | None:
     nvcc = find_nvcc()
     if nvcc is None:
         if request == "1":
-            raise SystemExit(
-                "sparseprune: SPARSEPRUNE_CUDA=1 but nvcc is not in CUDA_HOME, PATH or /usr/local/cuda"
-            )
+            raise SystemExit("sparseprune: SPARSEPRUNE_CUDA=1 but nvcc is not in CUDA_HOME, PATH or /usr/local/cuda")
         return None
     plan = output_of(nvcc, "--dryrun", "-x", "cu", os.devnull)
     found = re.findall(r"^#\$ (?:SYSTEM_)?INCLUDES=(.*)$", plan, re.MULTILINE)
@@ -204,22 +197,16 @@ class Build(build_ext):
                 if source.name in ("isa.cpp", "scratch.cpp"):
                     continue
                 for level, flags in levels.items():
-                    objects.append(
-                        compile_(source, [*common, f"-DSPARSEPRUNE_ISA={level}", *flags], f".{level}")
-                    )
+                    objects.append(compile_(source, [*common, f"-DSPARSEPRUNE_ISA={level}", *flags], f".{level}"))
             for source in [ROOT / "csrc/torch/library.cpp", *sorted(ROOT.glob("csrc/torch/cpu_*.cpp"))]:
                 objects.append(compile_(source, [*common, *with_torch]))
             libraries = ["sparseprune/lib/libsparseprune_cpu.so"]
-            ninja.build(
-                str(work / libraries[0]), "link", objects, variables={"flags": shlex.join(link_torch)}
-            )
+            ninja.build(str(work / libraries[0]), "link", objects, variables={"flags": shlex.join(link_torch)})
 
             extension = "sparseprune/_C" + sysconfig.get_config_var("EXT_SUFFIX")
             flags = [*common, f"-I{work}", f"-isystem{python}", f"-isystem{pybind}"]
             module = compile_(ROOT / "csrc/python/module.cpp", flags)
-            ninja.build(
-                str(work / extension), "link", [module, features], variables={"flags": "-Wl,--as-needed"}
-            )
+            ninja.build(str(work / extension), "link", [module, features], variables={"flags": "-Wl,--as-needed"})
 
             if cuda is not None:
                 host = [*common, *with_torch, *(f"-isystem{path}" for path in cuda.includes)]
@@ -235,16 +222,12 @@ class Build(build_ext):
                 if os.environ.get("CI"):
                     device += ["-Werror=all-warnings", "-Xcompiler=-Werror"]
                 ninja.variable("nvcc", cuda.nvcc)
-                ninja.rule(
-                    "nvcc", "$nvcc -MMD -MF $out.d $flags -c $in -o $out", "NVCC $out", "$out.d", deps="gcc"
-                )
+                ninja.rule("nvcc", "$nvcc -MMD -MF $out.d $flags -c $in -o $out", "NVCC $out", "$out.d", deps="gcc")
                 ninja.rule("link_cuda", "$nvcc -shared -cudart=static -o $out $in $flags", "LINK $out")
                 objects += [compile_(source, device, ".cuda", "nvcc") for source in cuda_sources]
                 libraries.append("sparseprune/lib/libsparseprune_cuda.so")
                 flags = [f"-L{torch / 'lib'}", "-Xlinker=--as-needed", "-ltorch_cpu", *cuda.gencode]
-                ninja.build(
-                    str(work / libraries[1]), "link_cuda", objects, variables={"flags": shlex.join(flags)}
-                )
+                ninja.build(str(work / libraries[1]), "link_cuda", objects, variables={"flags": shlex.join(flags)})
         return [*libraries, extension]
 
 

@@ -26,8 +26,8 @@ from torch import Tensor
 from .mask_bits import expand_words
 from .tiles import LAUNCH, Tile, TileTable, pick, tiles
 
-# Chosen from the compiled kernels' resources on sm_80, sm_90 and sm_100 (no spills, far within 163 KB of shared
-# memory), not timed. A tile of gathered addresses is 8 bytes an element in registers: [64, 128] of them spill with Triton 3.6.
+# Chosen from the compiled kernels' resources on sm_80, sm_90 and sm_100 (at most 16 bytes spilled with Triton
+# 3.9 and 64 with 3.6, far within 163 KB of shared memory), not timed. A tile of gathered addresses is 8 bytes an element in registers: [64, 128] of them spill with Triton 3.6.
 # BN: positions; narrow serves small maps and batches.
 FORWARD: TileTable = {
     2: (Tile(64, 32, 64, 4, 3), Tile(64, 128, 32, 8, 3)),
