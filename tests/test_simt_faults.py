@@ -86,7 +86,9 @@ FAULTS = {
     "lane that does not come": (
         "pack_mask",
         "mask_bits.cu",
-        without("const uint32_t bits = __ballot_sync", 0, "if (lane == 3) continue;\nconst uint32_t bits = __ballot_sync"),
+        without(
+            "const uint32_t bits = __ballot_sync", 0, "if (lane == 3) continue;\nconst uint32_t bits = __ballot_sync"
+        ),
         "kernel pack_kernel, .*no thread can go on: thread .* waits for lanes of its warp",
     ),
 }
@@ -186,6 +188,8 @@ def test_one_element_less_is_seen_at_both_ends_of_every_array(emulated, name):
         for side, place in (("front", "before"), ("back", "behind the end of")):
             machine.trimmed, machine.side = array, side
             where = rf" \d+ bytes? {place} `{array}`".replace("[", r"\[").replace("]", r"\]")
-            with pytest.raises(KernelFault, match=r"kernel \w+.*, block \(\d, 0, 0\), thread \(\d+, 0, 0\): \w+ \d" ) as e:
+            with pytest.raises(
+                KernelFault, match=r"kernel \w+.*, block \(\d, 0, 0\), thread \(\d+, 0, 0\): \w+ \d"
+            ) as e:
                 getattr(machine, name)(*inputs)
             assert e.match(where)

@@ -128,6 +128,14 @@ def test_conv(machine):
     close(result[-2:], F.conv2d(x[-2:], weight, padding=1))
 
 
+def test_conv_with_more_than_32_bits_of_pixels(machine):
+    """Where a division of indices may no longer be one of 32 bits."""
+    batch = 2 * BIG // 20 + 7
+    x, weight = last_rows((batch, 1, 4, 5)), torch.randn(2, 1, 3, 3)
+    result = machine.masked_conv2d(x, weight, all_kept(2, 9), None, *GEOMETRY)
+    close(result[-2:], F.conv2d(x[-2:], weight, padding=1))
+
+
 def test_conv_input_grad(machine):
     batch = BIG // 60 + 7
     grad, weight, words = last_rows((batch, 4, 4, 5)), torch.randn(4, 3, 3, 3), all_kept(4, 27)

@@ -13,8 +13,8 @@
 #define SPARSEPRUNE_MAX_BLOCKS 65535
 #endif
 
-// Bytes that lie unused behind each array of a workspace, and what is done with them: tests forbid every kernel
-// to touch them.
+// Bytes that lie unused behind each array of a workspace, and what is done with them: tests forbid every
+// kernel to touch them.
 #ifndef SPARSEPRUNE_GAP
 #define SPARSEPRUNE_GAP 0
 #define SPARSEPRUNE_FORBID(address) static_cast<void>(address)

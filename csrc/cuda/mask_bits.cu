@@ -1,5 +1,7 @@
 // Pack, unpack and count bits. A warp handles 32 consecutive words: its lanes are the bits of one word after
 // the other, so that bytes are read and written 32 at a time and words 32 at a time, whatever the row length.
+//
+// Budget: 32 registers, 0 bytes of shared memory, no spills.
 #include "sparseprune/cuda/mask_bits.h"
 
 #include "launch.cuh"

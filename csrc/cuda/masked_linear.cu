@@ -1,5 +1,7 @@
 // Masked linear layer: three uses of one tiled product; the mask is applied while the weight's tile is
 // loaded, or, for the weight's gradient, while the result is written.
+//
+// Budget: 128 registers, 33280 bytes of shared memory, no spills.
 #include "sparseprune/cuda/masked_linear.h"
 
 #include "sparseprune/cuda/mask_bits.h"

@@ -19,7 +19,7 @@ UNITS = ("mask_bits", "masked_conv2d", "masked_linear", "topk_mask")
 AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 LEVELS = {"portable": (), "avx2": AVX2, "avx512": AVX512}
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr,function")
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr")
 FLAGS = ("-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", f"-I{ROOT / 'csrc/include'}")
 
 
@@ -82,8 +82,12 @@ def _object(folder: Path, source: str, texts: Mapping[str, str], level: str) -> 
     return result
 
 
+def _torch() -> Path:
+    return Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+
+
 def _torch_object(folder: Path, source: Path) -> Path:
-    torch = Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+    torch = _torch()
     includes = [f"-isystem{torch / 'include' / part}" for part in ("", "torch/csrc/api/include")]
     texts = [path.read_text() for path in (source, ROOT / "csrc/torch/cpu_common.h")]
     result = folder / f"{source.stem}-{file_digest(str(torch), *texts)}.o"
@@ -108,7 +112,8 @@ def cpu_library(folder: Path, mutant: Mutant | None, level: str, units: list[str
             objects.append(_object(folder, unit, texts, each))
     library = folder / f"libmutant-{file_digest(*map(str, objects))}.so"
     if not library.exists():
-        run("g++", "-shared", *SANITIZED, "-o", str(library), *map(str, objects))
+        link = [f"-L{_torch() / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu"]
+        run("g++", "-shared", *SANITIZED, "-o", str(library), *map(str, objects), *link)
     return library
 
 
@@ -118,7 +123,7 @@ def cuda_module(folder: Path, mutant: Mutant | None) -> tuple[str, list[str]]:
         return build(folder).__file__, list(KERNELS)
     name = Path(mutant.file).name
     try:
-        module = build(folder, {name: mutant.apply}).__file__
+        module = build(folder, {name: lambda _: mutant.apply(mutant.text)}).__file__
     except RuntimeError as error:
         raise DoesNotCompile(str(error)[-2000:]) from None
     texts = {path.name: path.read_text() for path in (ROOT / "csrc/cuda").iterdir()}

@@ -68,13 +68,12 @@ class Mutant:
 
 def mutants() -> list[Mutant]:
     """All of them, in the order of files and lines."""
-    return [mutant for folder in FOLDERS for path in sorted((ROOT / folder).iterdir()) for mutant in _of_file(path)]
+    paths = [path for folder in FOLDERS for path in sorted((ROOT / folder).iterdir()) if path.name not in LEFT_OUT]
+    return [mutant for path in paths for mutant in in_text(str(path.relative_to(ROOT)), path.read_text())]
 
 
-def _of_file(path: Path) -> Iterator[Mutant]:
-    if path.name in LEFT_OUT:
-        return
-    text = path.read_text()
+def in_text(file: str, text: str) -> Iterator[Mutant]:
+    """The mutants of one file."""
     code = COMMENT_OR_STRING.sub(lambda found: re.sub(r"[^\n]", " ", found[0]), text)
     start, macro = 0, False
     for number, line in enumerate(code.splitlines(keepends=True), 1):
@@ -82,5 +81,5 @@ def _of_file(path: Path) -> Iterator[Mutant]:
         macro = line.rstrip().endswith("\\")
         for found in [] if inert else [*OPERATOR.finditer(line), *NUMBER.finditer(line)]:
             after = SWAPS.get(found[0]) or f"{int(found[1]) + 1}{found[2]}"
-            yield Mutant(str(path.relative_to(ROOT)), number, start + found.start(), found[0], after, text)
+            yield Mutant(file, number, start + found.start(), found[0], after, text)
         start += len(line)

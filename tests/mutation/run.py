@@ -42,7 +42,11 @@ class Worker:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
 
     def verdict(self, job: dict) -> dict:
-        job |= {"kind": self.kind, "limit": LIMIT[self.kind], "report": str(self._folder / f"report-{os.getpid()}")}
+        job |= {
+            "kind": self.kind,
+            "limit": LIMIT[self.kind],
+            "report": str(self._folder / f"mutation-report-{os.getpid()}"),
+        }
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
@@ -53,13 +57,13 @@ class Worker:
 
 
 class Session:
-    """Compiles and tries mutants; starts each worker when it is needed first, with a check that it passes as is."""
+    """Compiles and tries mutants; starts each worker when it is needed first."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._workers = folder, {}
+        self._folder, self._workers, self._proven = folder, {}, set()
         folder.mkdir(parents=True, exist_ok=True)
 
-    def _job(self, kind: str, mutant: Mutant | None) -> dict | None:
+    def _job(self, kind: str, mutant: Mutant) -> dict | None:
         if kind == "cuda":
             library, units = cuda_module(self._folder / "simt", mutant)
             return {"library": library, "units": units}
@@ -70,24 +74,35 @@ class Session:
         library = cpu_library(self._folder / "cpu", mutant, level, units)
         return {"library": str(library), "level": level, "units": units}
 
-    def unchanged_passes(self, kind: str, like: Mutant) -> None:
-        job = self._job(kind, None if kind == "cuda" else Mutant(like.file, like.line, 0, "", "", like.text))
-        result = self._workers[kind].verdict(job)
+    def _unchanged_passes(self, kind: str, job: dict) -> None:
+        """What a mutant is tried on must pass without it, or killing says nothing."""
+        new = [unit for unit in job["units"] if (kind, unit) not in self._proven]
+        if not new:
+            return
+        if kind == "cuda":
+            library = cuda_module(self._folder / "simt", None)[0]
+        else:
+            library = str(cpu_library(self._folder / "cpu", None, job["level"], []))
+        result = self._workers[kind].verdict({**job, "library": library, "units": new})
         if result["verdict"] != "survived":
             raise SystemExit(f"the unchanged kernels must pass, got {result['verdict']}")
+        self._proven.update((kind, unit) for unit in new)
 
     def outcome(self, mutant: Mutant) -> dict:
         kind = "cuda" if "/cuda/" in mutant.file else "cpu"
         try:
             job = self._job(kind, mutant)
-        except DoesNotCompile:
-            return {"verdict": "rejected by the compiler"}
+        except DoesNotCompile as error:
+            return {"verdict": f"rejected by the compiler: {error}"}
         if job is None:
             return {"verdict": "not compiled on this machine"}
         if kind not in self._workers:
             self._workers[kind] = Worker(kind, self._folder)
-            self.unchanged_passes(kind, mutant)
-        return self._workers[kind].verdict(job)
+        self._unchanged_passes(kind, job)
+        result = self._workers[kind].verdict(job)
+        if kind == "cpu":
+            Path(job["library"]).unlink()  # 14 MB each
+        return result
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -107,16 +122,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", help="mutants whose file:line:... starts with this, all of them")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/mutation", help="for what is compiled")
+    parser.add_argument("--results", type=Path, help="the file of results (default: results.jsonl in the folder)")
+    parser.add_argument("--retry", action="store_true", help="try again those that survived an earlier run")
     options = parser.parse_args()
     everything = mutants()
     random.Random(options.seed).shuffle(everything)
     chosen = [m for m in everything if m.key.startswith(options.only)] if options.only else everything
     chosen = chosen[: options.count]
     session = Session(options.folder)
-    log = options.folder / "results.jsonl"
+    log = options.results or options.folder / "results.jsonl"
     known = {}
     if log.exists():
         known = {r["key"]: r for r in map(json.loads, log.read_text().splitlines())}
+    if options.retry:
+        known = {key: r for key, r in known.items() if r["verdict"] != "survived"}
     results = []
     for i, mutant in enumerate(chosen, 1):
         result = known.get(mutant.key)
@@ -125,7 +144,9 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(result) + "\n")
         results.append(result)
-        print(f"[{i}/{len(chosen)}] {mutant.key.rpartition(':')[0]} {result['verdict']}", flush=True)
+        print(
+            f"[{i}/{len(chosen)}] {mutant.key.rpartition(':')[0]} {result['verdict'].splitlines()[0][:120]}", flush=True
+        )
     session.close()
     for result in results:
         if result["verdict"] == "survived":

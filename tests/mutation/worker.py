@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -19,12 +20,13 @@ sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from cases import OPS, Backend, score_cases  # noqa: E402
+from cases import OPS, Backend, linear_inputs, score_cases  # noqa: E402
 from simt.harness import Emulated  # noqa: E402
 from simt.reserved import LastBlock  # noqa: E402
 
 from sparseprune.ops import native  # noqa: E402
 
+FAILED = "check failed:"
 Check = tuple[str, Callable[[], object]]
 FAMILIES = {
     "mask_bits": ("pack_mask", "unpack_mask", "count_mask"),
@@ -42,6 +44,7 @@ def ops_in(units: list[str]) -> list:
 def cpu_checks(job: dict) -> Iterator[Check]:
     """What tests/ops asks of the native library at one SIMD level."""
     contract, selection = importlib.import_module("test_contract"), importlib.import_module("test_topk_mask")
+    blocks = importlib.import_module("test_native_blocks")
     os.environ["SPARSEPRUNE_CPU_ISA"] = job["level"]
     native.LIBRARIES = {"cpu": Path(job["library"]), "cuda": Path("none")}
     backend = Backend("native", job["level"])
@@ -55,6 +58,23 @@ def cpu_checks(job: dict) -> Iterator[Check]:
             for dtype in (torch.float32, torch.float64):
                 yield case, lambda case=case, dtype=dtype: selection.test_known_hard_scores(case, dtype, "cpu")
         yield "many scores", selection.test_many_scores_with_ties_across_chunks
+        for tensor in range(3):
+            test = blocks.test_the_first_nan_of_several_threads_is_reported
+            yield f"NaN in {tensor}", lambda tensor=tensor, test=test: test(tensor, job["level"])
+    for dtype in (torch.float32, torch.float64):
+        for values in ("normal", "few", "close") if "topk_mask" in job["units"] else ():
+            yield (
+                f"selection of {values}",
+                lambda values=values, dtype=dtype: blocks.test_selection(values, dtype, job["level"]),
+            )
+        for layer in blocks.LAYERS:
+            if ("masked_linear" if blocks.LAYERS[layer][0] is linear_inputs else "masked_conv2d") in job["units"]:
+                for kind in ("forward", "input_grad", "weight_grad"):
+                    test = blocks.test_layers
+                    arguments = (layer, kind, dtype, job["level"])
+                    yield f"{layer} {kind}", lambda test=test, arguments=arguments: patched(test, *arguments)
+    for shape in ((700, 1003), (5, 140_001), (3000, 130)) if "mask_bits" in job["units"] else ():
+        yield f"{shape} masks", lambda shape=shape: blocks.test_masks(shape, job["level"])
 
 
 def cuda_checks(job: dict) -> Iterator[Check]:
@@ -65,6 +85,7 @@ def cuda_checks(job: dict) -> Iterator[Check]:
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
     machine, ops = Emulated(module), ops_in(job["units"])
+    many_tiles = partial(simt.test_many_tiles, machine)
     for op in ops:
         for dtype in simt.dtypes(op):
             yield (
@@ -84,7 +105,7 @@ def cuda_checks(job: dict) -> Iterator[Check]:
     for case in simt.LARGE:
         if ("masked_conv2d" if "conv" in case else "masked_linear") in job["units"]:
             for kind in ("forward", "input_grad", "weight_grad"):
-                yield f"{case} {kind}", lambda case=case, kind=kind: many_tiles(simt, machine, case, kind)
+                yield f"{case} {kind}", lambda case=case, kind=kind: patched(many_tiles, case, kind)
     families = {"mask_bits": ("pack", "unpack", "count"), "topk_mask": ("topk",), "masked_linear": ("linear",)}
     families["masked_conv2d"] = ("conv",)
     for unit in job["units"]:
@@ -93,9 +114,9 @@ def cuda_checks(job: dict) -> Iterator[Check]:
                 yield name, lambda name=name: beyond_31_bits(large, module, name)
 
 
-def many_tiles(simt, machine: Emulated, case: str, kind: str) -> None:
+def patched(test: Callable[..., object], *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        simt.test_many_tiles(machine, patch, case, kind)
+        test(patch, *arguments)
 
 
 def beyond_31_bits(large, module, name: str) -> None:
@@ -105,16 +126,25 @@ def beyond_31_bits(large, module, name: str) -> None:
 
 def attempt(job: dict) -> None:
     """In the child: exits with 0 if every check passes; says which one did not."""
-    checks = cpu_checks if job["kind"] == "cpu" else cuda_checks
-    label = "loading"
+    checks, doing = cpu_checks if job["kind"] == "cpu" else cuda_checks, "loading"
     try:
-        for label, check in checks(job):
+        for doing, check in checks(job):  # noqa: B007 (it is for the message)
             torch.manual_seed(0)
             check()
     except BaseException as error:
-        Path(job["report"]).write_text(f"{label}: {type(error).__name__}: {str(error)[:160]}")
+        Path(job["report"]).write_text(f"{FAILED} {doing}: {type(error).__name__}: {str(error)[:160]}\n")
         os._exit(1)
     os._exit(0)
+
+
+def reason_of(output: str, code: int) -> str:
+    """The line that says why a child stopped: ours, or a sanitizer's."""
+    for line in output.splitlines():
+        if line.startswith(FAILED):
+            return line.removeprefix(FAILED).strip()
+        if "ERROR: AddressSanitizer" in line or "runtime error:" in line:
+            return line.partition("ERROR: ")[2] or line
+    return f"died with {code}"
 
 
 def main() -> None:
@@ -125,16 +155,15 @@ def main() -> None:
         report.unlink(missing_ok=True)
         start, child = time.monotonic(), os.fork()
         if child == 0:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1), os.dup2(null, 2)
+            said = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(said, 1), os.dup2(said, 2)
             attempt(job)
         verdict, status = "", None
         while not verdict:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 code = os.waitstatus_to_exitcode(status)
-                reason = report.read_text() if report.exists() else f"died with {code}"
-                verdict = "survived" if code == 0 else f"killed: {reason}"
+                verdict = "survived" if code == 0 else f"killed: {reason_of(report.read_text(), code)}"
             elif time.monotonic() - start > job["limit"]:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)

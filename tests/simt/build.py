@@ -18,7 +18,7 @@ import pybind11
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 KERNELS = ("mask_bits", "masked_conv2d", "masked_linear", "topk_mask")
-MACHINE = ("simt", "memory")
+MACHINE = ("simt", "memory", "sanitizers")
 SANITIZED = (*KERNELS, "selftest")
 # -fno-gnu-unique: several builds live in one process.
 FLAGS = (
@@ -32,7 +32,7 @@ FLAGS = (
     "-fno-gnu-unique",
 )
 MACHINE_FLAGS = (*FLAGS, f"-I{HERE / 'include'}", f"-I{CSRC / 'include'}")
-# The sanitizers' own libraries are not linked: what their code calls are functions of the machine (memory.cpp).
+# The sanitizers' own libraries are not linked: what their code calls are functions of the machine (sanitizers.cpp).
 KERNEL_FLAGS = (
     *MACHINE_FLAGS,
     "-DSPARSEPRUNE_MAX_BLOCKS=simt::max_blocks()",
@@ -44,9 +44,7 @@ KERNEL_FLAGS = (
 Edit = Callable[[str], str]
 
 
-def build(
-    folder: Path, edits: Mapping[str, Edit] | None = None, kernels: Sequence[str] = KERNELS
-) -> ModuleType:
+def build(folder: Path, edits: Mapping[str, Edit] | None = None, kernels: Sequence[str] = KERNELS) -> ModuleType:
     """The emulated kernels as a module. What was compiled from the same text in ``folder`` is not compiled again.
 
     Args:

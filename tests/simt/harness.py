@@ -9,9 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
-
 from simt.build import kernel_at
+from torch import Tensor
 
 DTYPES = (  # in the order of sparseprune::cuda::Dtype
     torch.float16,
@@ -87,9 +86,7 @@ class Emulated:
         inputs = {"grad": grad, "x": x, "words": words}
         return self._product("masked_linear_weight_grad", inputs, (sizes[2], sizes[1]), sizes)
 
-    def masked_conv2d(
-        self, x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, *geometry: Any
-    ) -> Tensor:
+    def masked_conv2d(self, x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
         stride, padding, dilation, _ = geometry
         reach = [dilation[d] * (weight.shape[d + 2] - 1) for d in (0, 1)]
         out = [(x.shape[d + 2] + 2 * padding[d] - reach[d] - 1) // stride[d] + 1 for d in (0, 1)]
@@ -133,17 +130,13 @@ class Emulated:
         """Address and bytes of what kernels may touch of an argument."""
         return tensor.data_ptr(), tensor.numel() * tensor.itemsize
 
-    def _product(
-        self, name: str, inputs: Mapping[str, Tensor | None], size: Sequence[int], sizes: list[int]
-    ) -> Tensor:
+    def _product(self, name: str, inputs: Mapping[str, Tensor | None], size: Sequence[int], sizes: list[int]) -> Tensor:
         dtype = next(iter(inputs.values())).dtype
         out = self.output(size, dtype)
         self._run(name, inputs, {"out": out}, sizes, DTYPES.index(dtype))
         return out
 
-    def _run(
-        self, name: str, inputs: Mapping[str, Tensor | None], outputs: Mapping[str, Tensor], *rest: Any
-    ) -> None:
+    def _run(self, name: str, inputs: Mapping[str, Tensor | None], outputs: Mapping[str, Tensor], *rest: Any) -> None:
         placed = {key: self.place(tensor) for key, tensor in inputs.items()}
         addresses = [_address(tensor) for tensor in [*placed.values(), *outputs.values()]]
         self._checked(name, placed, outputs, [*addresses, *rest])

@@ -1,7 +1,7 @@
 // The memory of the SIMT machine: who may touch what, and in which order (see simt.h).
 //
-// An access to shared memory races with another thread's if one of them writes, they are not both atomic, and no
-// barrier lies between. (Lanes of one warp that met at __syncwarp, with whatever mask, count as ordered.)
+// An access to shared memory races with another thread's if one of them writes, they are not both atomic, and
+// no barrier lies between. (Lanes of one warp that met at __syncwarp, with whatever mask, count as ordered.)
 #include "memory.h"
 
 #include <link.h>
@@ -85,8 +85,8 @@ int find_own_block(dl_phdr_info* info, size_t, void* result) {
 
 std::string by_thread(unsigned thread) {
   const dim3 size = place.block_size;
-  return "thread (" + std::to_string(thread % size.x) + ", " + std::to_string(thread / size.x % size.y) + ", " +
-         std::to_string(thread / size.x / size.y) + ")";
+  return "thread (" + std::to_string(thread % size.x) + ", " + std::to_string(thread / size.x % size.y) +
+         ", " + std::to_string(thread / size.x / size.y) + ")";
 }
 
 const char* verb(Access access) {
@@ -179,11 +179,6 @@ void touch_buffer(uintptr_t address, size_t size, Access access) {
   if (access != Access::kRead && !writable) fail(verb(access) + ("`" + name) + "`, which is an input");
 }
 
-void touch_aligned(uintptr_t address, size_t size, Access access) {
-  if (address % size != 0) fail("misaligned: " + (verb(access) + bytes_text(size)));
-  touch(reinterpret_cast<void*>(address), size, access);
-}
-
 }  // namespace
 
 void* stack_of(unsigned thread) {
@@ -239,6 +234,10 @@ void raise_pending() {
   if (!memory().pending.empty()) throw std::runtime_error(std::exchange(memory().pending, {}));
 }
 
+bool in_kernel() { return memory().running; }
+
+void fail_later(const std::string& message) { memory().pending = message; }
+
 void touch(const void* pointer, size_t size, Access access) {
   Memory& m = memory();
   if (!m.running) return;
@@ -246,7 +245,8 @@ void touch(const void* pointer, size_t size, Access access) {
   if (address - reinterpret_cast<uintptr_t>(&place) < sizeof(place)) return;
   const uintptr_t in_stacks = address - reinterpret_cast<uintptr_t>(m.stacks);
   if (in_stacks < kStack * kMaxThreads) {
-    if (in_stacks / kStack != m.thread) fail(std::string(verb(access)) + "a local variable of another thread");
+    if (in_stacks / kStack != m.thread)
+      fail(std::string(verb(access)) + "a local variable of another thread");
     return;
   }
   if (m.fixed.contains(address, size)) return touch_shared(m.fixed, address, size, access);
@@ -255,50 +255,3 @@ void touch(const void* pointer, size_t size, Access access) {
 }
 
 }  // namespace simt
-
-// Called by what the compiler generates for -fsanitize=thread.
-#define SIMT_ACCESS(size)                                                                              \
-  extern "C" void __tsan_read##size(void* a) {                                                         \
-    simt::touch_aligned(reinterpret_cast<uintptr_t>(a), size, simt::Access::kRead);                    \
-  }                                                                                                    \
-  extern "C" void __tsan_write##size(void* a) {                                                        \
-    simt::touch_aligned(reinterpret_cast<uintptr_t>(a), size, simt::Access::kWrite);                   \
-  }                                                                                                    \
-  extern "C" void __tsan_unaligned_read##size(void* a) { simt::touch(a, size, simt::Access::kRead); }  \
-  extern "C" void __tsan_unaligned_write##size(void* a) { simt::touch(a, size, simt::Access::kWrite); }
-SIMT_ACCESS(1)
-SIMT_ACCESS(2)
-SIMT_ACCESS(4)
-SIMT_ACCESS(8)
-SIMT_ACCESS(16)
-extern "C" void __tsan_read_range(void* a, size_t size) { simt::touch(a, size, simt::Access::kRead); }
-extern "C" void __tsan_write_range(void* a, size_t size) { simt::touch(a, size, simt::Access::kWrite); }
-extern "C" void __tsan_vptr_update(void**, void*) {}
-extern "C" void __tsan_func_entry(void*) {}
-extern "C" void __tsan_func_exit() {}
-extern "C" void __tsan_init() {}
-
-// Called for -fsanitize=alignment,bounds,...: the data of every one starts with the place in the source.
-struct SourcePlace {
-  const char* file;
-  uint32_t line, column;
-};
-
-static void stop_at(const SourcePlace* at, const char* what) {
-  const std::string file = at->file;
-  const std::string message =
-      what + (" at " + file.substr(file.rfind('/') + 1)) + ":" + std::to_string(at->line);
-  if (simt::memory().running) simt::fail(message.c_str());
-  simt::memory().pending = "host: " + message;  // not thrown here: callers believe that this does not throw
-}
-
-#define SIMT_UNDEFINED(name, what) \
-  extern "C" void __ubsan_handle_##name(const SourcePlace* at) { stop_at(at, what); }
-SIMT_UNDEFINED(type_mismatch_v1, "a misaligned access")
-SIMT_UNDEFINED(out_of_bounds, "an index outside of its array")
-SIMT_UNDEFINED(shift_out_of_bounds, "a shift by more bits than there are")
-SIMT_UNDEFINED(add_overflow, "an integer overflow")
-SIMT_UNDEFINED(sub_overflow, "an integer overflow")
-SIMT_UNDEFINED(mul_overflow, "an integer overflow")
-SIMT_UNDEFINED(negate_overflow, "an integer overflow")
-SIMT_UNDEFINED(divrem_overflow, "a division by zero or that overflows")

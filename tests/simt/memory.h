@@ -1,7 +1,9 @@
-// What the scheduler (simt.cpp) tells the memory of the SIMT machine (memory.cpp).
+// What the scheduler (simt.cpp) and the checks (sanitizers.cpp) share with the memory of the SIMT machine
+// (memory.cpp).
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 namespace simt {
 
@@ -18,6 +20,10 @@ void start_shared(size_t dynamic_bytes);
 // Accesses from here on are those of this thread; of the host.
 void enter_thread(unsigned thread);
 void leave_thread();
+
+// Whether a thread runs; a message for raise_pending.
+bool in_kernel();
+void fail_later(const std::string& message);
 
 // All threads of the block have met at a barrier; lanes of a warp at __syncwarp.
 void order_block();

@@ -6,9 +6,8 @@ import mmap
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
 from simt.harness import Emulated
+from torch import Tensor
 
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # in the module from Python 3.13 on; Linux's value
 
@@ -16,7 +15,8 @@ NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # in the module from Python 
 def reserved(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Zeros that take address space and no memory before they are written."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
+    # One page more: the next array may be mapped right behind.
+    pages = mmap.mmap(-1, size + mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
     return torch.frombuffer(pages, dtype=dtype, count=torch.Size(shape).numel()).view(shape)
 
 

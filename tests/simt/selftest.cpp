@@ -19,8 +19,8 @@ __global__ void order(const unsigned*, unsigned* out) {
   out[atomicAdd(&out[blockDim.x], 1u)] = threadIdx.x;
 }
 
-// How many bytes of a static and of a dynamic shared array hold 0xff when a block starts. Not checked, because no
-// kernel may read what nobody wrote.
+// How many bytes of a static and of a dynamic shared array hold 0xff when a block starts. Not checked,
+// because no kernel may read what nobody wrote.
 __attribute__((no_sanitize_thread)) void poison(const unsigned*, unsigned* out) {
   __shared__ uint8_t fixed[kBytes];
   uint8_t* dynamic = static_cast<uint8_t*>(dynamic_shared());
@@ -38,7 +38,9 @@ __global__ void reverse(const unsigned* values, unsigned* out) {
   for (unsigned distance = 16; distance > 0; distance /= 2) sum += __shfl_down_sync(kFull, sum, distance);
   if (threadIdx.x % 32 == 0) sums[warp] = sum;
   __syncthreads();
-  if (warp == 0 && threadIdx.x < warps) out[threadIdx.x] = static_cast<unsigned>(sums[warps - 1 - threadIdx.x]);
+  if (warp == 0 && threadIdx.x < warps) {
+    out[threadIdx.x] = static_cast<unsigned>(sums[warps - 1 - threadIdx.x]);
+  }
 }
 
 // What every warp primitive gives to every thread, the odd lanes and the even ones apart.

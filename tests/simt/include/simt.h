@@ -6,9 +6,9 @@
 // wrong under some seed.
 //
 // Memory: the kernels are compiled with -fsanitize=thread, and the functions that the compiler then calls
-// before every load and store are this machine's (memory.cpp), as are those of -fsanitize=alignment and the
-// like: what a kernel may touch are its launch's buffers, its own stack and its block's shared memory, the
-// last without races.
+// before every load and store are this machine's (sanitizers.cpp), as are those of -fsanitize=alignment and
+// the like: what a kernel may touch are its launch's buffers, its own stack and its block's shared memory,
+// the last without races.
 //
 // Shared memory: `__shared__` is `thread_local`, so that the shared variables of all kernels are the
 // thread-local block of this library, which is filled with 0xff (NaN, -1) before every block. Nothing else
@@ -59,9 +59,9 @@ enum class Access : int { kRead, kWrite, kAtomic };
 // Name, address, bytes and whether kernels may write.
 using Buffer = std::tuple<std::string, uintptr_t, size_t, bool>;
 
-// Runs `body`, a call of `kernel`, once per thread of the grid. Throws std::runtime_error that names the kernel
-// (as "+0x..", its offset in this library), the block and the thread if threads can never meet, or on a faulty
-// access.
+// Runs `body`, a call of `kernel`, once per thread of the grid. Throws std::runtime_error that names the
+// kernel (as "+0x..", its offset in this library), the block and the thread if threads can never meet, or on
+// a faulty access.
 void run_grid(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,
               const std::function<void()>& body);
 
@@ -75,8 +75,8 @@ void set_buffers(std::vector<Buffer> buffers);
 constexpr size_t kGap = 64;
 void forbid(const void* address);
 
-// The bound on a grid that the kernels are compiled with, and whether later launches run their last block alone:
-// both are for indices beyond 2^31, where running all blocks would take hours.
+// The bound on a grid that the kernels are compiled with, and whether later launches run their last block
+// alone: both are for indices beyond 2^31, where running all blocks would take hours.
 int64_t max_blocks();
 void set_grids(int64_t max_blocks, bool last_block_only);
 
