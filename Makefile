@@ -1,6 +1,6 @@
 # make prune   set everything up from nothing, then prune a ResNet-50 and a LeNet and train the LeNet
 # make test    set everything up from nothing, then run the tests
-# The others: make setup | lint | wheel-test | bench | clean.  PYTHON=python3.12 and VENV=folder choose where.
+# The others: make setup | lint | sanitize | wheel-test | bench | clean.  PYTHON=python3.12 and VENV=folder choose where.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sparseprune/*.h csrc/include/sparseprune/*/*.h)
 
-.PHONY: setup prune test wheel-test lint bench clean
+.PHONY: setup prune test wheel-test sanitize lint bench clean
 
 setup: $(INSTALLED)
 
@@ -40,6 +40,14 @@ wheel-test: setup
 	cd / && $(CURDIR)/build/wheel-venv/bin/python -m pytest -q -p no:cacheprovider --rootdir $(CURDIR)/tests \
 	    -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops/test_topk_mask.py $(CURDIR)/tests/test_pruning.py
 	cd / && $(CURDIR)/build/wheel-venv/bin/sparseprune info
+
+# The CPU kernels under AddressSanitizer and UBSan: the tests of the ops again, on a build in a folder of its own.
+sanitize: setup
+	rm -rf build/sanitize
+	SPARSEPRUNE_SANITIZE=address,undefined SPARSEPRUNE_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/sanitize
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q -p no:cacheprovider \
+	    tests/ops/test_native_blocks.py tests/ops/test_topk_mask.py tests/ops/test_contract.py -k "not triton and not opcheck"
 
 lint: setup
 	$(BIN)/python -m ruff check .

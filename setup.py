@@ -1,7 +1,8 @@
 """Builds the native parts with ninja: two stable-ABI libraries (CPU, CUDA) and the module `sparseprune._C`.
 
 Environment: `SPARSEPRUNE_CUDA` (1: needed, 0: left out, unset: if nvcc is found), `TORCH_CUDA_ARCH_LIST`,
-`CUDA_HOME`, `CXX`, `MAX_JOBS`, and `CI` (warnings become errors).
+`CUDA_HOME`, `CXX`, `MAX_JOBS`, `SPARSEPRUNE_SANITIZE` (what `-fsanitize=` takes, for the CPU code), and `CI` (warnings
+become errors).
 """
 
 from __future__ import annotations
@@ -121,7 +122,9 @@ class Build(build_ext):
         in_source = self.inplace or getattr(self, "editable_mode", False)
         target = ROOT if in_source else Path(self.build_lib).resolve()
         # Not build_temp: every editable install gets a new one, and would compile every file again.
-        work = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
+        sanitizers = os.environ.get("SPARSEPRUNE_SANITIZE", "")
+        variant = f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
+        work = ROOT / "build" / f"native-{sys.implementation.cache_tag}{variant}"
         work.mkdir(parents=True, exist_ok=True)
         built = self.write_ninja(work)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
@@ -169,11 +172,14 @@ class Build(build_ext):
             "-Icsrc/include",
             *warnings,
         ]
+        sanitizers = os.environ.get("SPARSEPRUNE_SANITIZE", "")
+        checked = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"] if sanitizers else []
+        common += checked
         with_torch = [
             f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000",
             *(f"-isystem{torch / 'include' / folder}" for folder in ("", "torch/csrc/api/include")),
         ]
-        link_torch = [f"-L{torch / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu"]
+        link_torch = [f"-L{torch / 'lib'}", "-Wl,--as-needed", "-ltorch_cpu", *checked]
         levels = X86_LEVELS if platform.machine() in ("x86_64", "AMD64") else {"portable": ()}
         python = Path(sysconfig.get_paths()["include"])
         pybind = Path(importlib.util.find_spec("pybind11").submodule_search_locations[0], "include")
@@ -206,7 +212,12 @@ class Build(build_ext):
             extension = "sparseprune/_C" + sysconfig.get_config_var("EXT_SUFFIX")
             flags = [*common, f"-I{work}", f"-isystem{python}", f"-isystem{pybind}"]
             module = compile_(ROOT / "csrc/python/module.cpp", flags)
-            ninja.build(str(work / extension), "link", [module, features], variables={"flags": "-Wl,--as-needed"})
+            ninja.build(
+                str(work / extension),
+                "link",
+                [module, features],
+                variables={"flags": shlex.join(["-Wl,--as-needed", *checked])},
+            )
 
             if cuda is not None:
                 host = [*common, *with_torch, *(f"-isystem{path}" for path in cuda.includes)]

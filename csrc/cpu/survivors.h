@@ -67,8 +67,6 @@ inline int64_t append_slots(uint64_t bits, int32_t base, const T* weight, int32_
   return count;
 }
 
-// Columns [first, first + width) of a mask of [rows, cols] as one list a row, indices relative to `first`,
-// which is a multiple of 64. weight may be null: then there are no values.
 // A mask of [rows, cols] as one list a row. weight may be null: then there are no values.
 template <class T>
 class RowLists {
