@@ -105,7 +105,9 @@ def test_strides_and_gradients_do_not_matter():
 
 def test_nan_is_named_where_it_competes_and_ignored_where_not():
     scores = [torch.zeros(3), torch.tensor([1.0, NAN])]
-    for backend in module.IMPLEMENTATIONS:
+    for backend, implementation in module.IMPLEMENTATIONS.items():
+        if implementation.refusal(scores, [], 1):  # Triton is an extra
+            continue
         with pytest.raises(ValueError, match=r"scores must not be NaN, got NaN in fc\.weight"):
             topk_mask(scores, 1, names=["conv.weight", "fc.weight"], backend=backend)
         masks = [BitMask.ones((3,)), BitMask.from_bool(torch.tensor([True, False]))]
