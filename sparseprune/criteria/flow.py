@@ -105,7 +105,9 @@ class LinearNetwork:
         return sum(output.sum() for output, on in zip(outputs, self._outputs, strict=True) if on)
 
     def _forward(self, run: Recording | Replay, inputs: Tensor, weights: Weights) -> list[Tensor]:
-        state = {**self.weights, **buffer_copies(self._model, self.dtype), **weights}
+        parameters = {**self.weights, **weights}
+        run.nonnegative = frozenset(map(id, parameters.values()))
+        state = {**buffer_copies(self._model, self.dtype), **parameters}
         with run:
             result = functional_call(self._model, state, (inputs,))
         return list(_tensors(result))

@@ -30,6 +30,7 @@ class Context(Protocol):
     """What a rule may ask about the run it is part of."""
 
     structural: bool
+    nonnegative: frozenset[int]
 
     def depends(self, value: object) -> bool:
         """Whether ``value`` depends on the network's input."""
@@ -77,8 +78,11 @@ def _zero(value: Any) -> Any:
 
 
 def _positive(context: Context, value: Any) -> Any:
-    """Constants by magnitude. abs() is not free, but a weight computed from parameters may have any sign."""
-    return value if context.depends(value) else abs(value)
+    """Constants by magnitude: a weight computed from parameters may have any sign, the parameters given have not.
+
+    abs() is not free: with its gradient it passes five times over every weight.
+    """
+    return value if context.depends(value) or id(value) in context.nonnegative else abs(value)
 
 
 @_rule(

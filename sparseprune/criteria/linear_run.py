@@ -44,6 +44,7 @@ class LinearRun(TorchFunctionMode, ABC):
     """Applies the rules; subclasses know which tensors depend on the input and see every call's result."""
 
     structural = False
+    nonnegative: frozenset[int] = frozenset()  # ids of tensors known to be so
 
     def depends(self, value: object) -> bool:
         return isinstance(value, Tensor) and self._answer(value)
