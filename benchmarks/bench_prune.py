@@ -1,7 +1,8 @@
 """prune() beside the published loop, end to end: SynFlow on the networks of the paper and on ResNet-50.
 
 Expected on two cores: the published loop spends two thirds of its time in `cat`, `kthvalue` and masks; ours spends it
-in forward and backward, so about 3x, more where the network is small beside its weights.
+in forward and backward, so about 3x, more where the network is small beside its weights. Measured (results/synflow.md):
+2.3x on VGG-16, 2.1x on ResNet-18, 1.5x on ResNet-50, whose forward and backward are most of a step.
 """
 
 from __future__ import annotations
