@@ -40,7 +40,7 @@ def _scores(count: int, zeros: float, device: str) -> list[Tensor]:
 def _expected(count: int, zeros: float, device: str, k: int) -> tuple[list[sp.BitMask], float]:
     """The exact masks and the smallest score that is kept."""
     scores = _scores(count, zeros, device)
-    masks = sp.topk_mask(scores, k, backend="reference")
+    masks = sp.topk_mask(scores, k, backend="reference").masks
     return masks, min(float(s[m.to_bool()].min()) for s, m in zip(scores, masks, strict=True) if m.count())
 
 
@@ -107,7 +107,9 @@ def _build(count: int, zeros: float, device: str, side: str, kind: str) -> Timed
         run: Callable[[], Any] = partial(PEERS[side], scores, k)
         return Timed(run, partial(check_peer, scores=scores, threshold=threshold), bytes=moved)
 
-    select = partial(sp.topk_mask, scores, k, backend=side)
+    def select() -> list[sp.BitMask]:
+        return sp.topk_mask(scores, k, backend=side).masks
+
     unless_refused(select)
     return Timed(select, partial(check_ours, expected=masks), bytes=moved)
 

@@ -36,7 +36,7 @@ class Global:
             floors=[floors[n] for n in names],
             names=names,
         )
-        return Masks(dict(zip(names, kept, strict=True)))
+        return Masks(dict(zip(names, kept.masks, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class LayerWise:
         if set(densities) != set(shapes):
             raise ValueError(f"allocation must give a density for each of {list(shapes)}, got {list(densities)}")
         keep = counts(densities, sizes, k, floors, limits=masks.counts())
-        return Masks({n: topk_mask([scores[n]], keep[n], masks=[masks[n]], names=[n])[0] for n in masks})
+        return Masks({n: topk_mask([scores[n]], keep[n], masks=[masks[n]], names=[n]).masks[0] for n in masks})

@@ -208,7 +208,7 @@ def topk_inputs(case: str, share: float, competing: float) -> Callable[[torch.dt
             scores = [torch.where(m.to(device), s, float("nan")) for s, m in zip(scores, masks, strict=True)]
             candidates = [mask_bits.pack_reference(m).to(device) for m in masks]
             total = sum(int(m.sum()) for m in masks)
-        return [scores, candidates, round(share * total)]
+        return [scores, [], candidates, [0] * len(scores), round(share * total), None, True]
 
     return make
 
@@ -240,7 +240,7 @@ def _mask_ops() -> list[Op]:
 def _topk_op() -> Op:
     inputs = {}
     for case in score_cases():
-        for share in (0.0, 0.3, 1.0):
+        for share in (0.3, 0.0, 1.0):
             inputs[f"{case}, {share:.0%}"] = topk_inputs(case, share, 1.0)
         inputs[f"{case}, 40% of half"] = topk_inputs(case, 0.4, 0.5)
     return Op("topk_mask", topk_mask._topk_mask, topk_mask.IMPLEMENTATIONS, inputs, exact=True)

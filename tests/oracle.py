@@ -33,11 +33,13 @@ def assert_as_accurate(actual: Tensor, reference: Callable[..., Tensor], inputs:
 
 
 def assert_same_bits(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Masks and counts are compared bit for bit."""
+    """Masks, counts and thresholds are compared bit for bit."""
     assert len(actual) == len(expected)
     for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert a.dtype == e.dtype and a.shape == e.shape, f"tensor {i}: {a.dtype}{a.shape}, not {e.dtype}{e.shape}"
-        assert torch.equal(a.cpu(), e.cpu()), f"tensor {i} differs in {int((a.cpu() != e.cpu()).sum())} entries"
+        a, e = a.cpu(), e.cpu()
+        differ = (a != e) & ~((a != a) & (e != e))  # NaN equals NaN
+        assert not differ.any(), f"tensor {i} differs in {int(differ.sum())} entries"
 
 
 def _double(inputs: Sequence[Any]) -> list[Any]:

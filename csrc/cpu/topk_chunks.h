@@ -1,76 +1,133 @@
-// How the selection cuts its tensors into pieces, and how it counts digits.
+// How the selection cuts its tensors into pieces, and the walks over them.
 #pragma once
 
-#include <sparseprune/topk_mask.h>
-
-#include "topk_keys.h"
+#include "scratch.h"
+#include "topk_compare.h"
+#include "topk_values.h"
 
 namespace sparseprune {
 namespace {
 
-// 13 bits hold the sign, the exponent and 4 bits of the mantissa of a float: the bin of the threshold has a
-// few per cent of the scores, and four interleaved histograms (128 KB) stay in the L2 cache.
-constexpr int kDigitBits = 13;
-constexpr int64_t kBins = int64_t{1} << kDigitBits;
-constexpr int kWays =
-    4;  // neighbours count in different copies, so that equal digits need not wait for each other
-constexpr int64_t kChunkWords = 512;
-constexpr int64_t kBuffer = 512;
+constexpr int kChunkShift = 9;  // 512 words, at least
+constexpr int64_t kMostChunks = 1 << 13;  // about; each takes 40 bytes, whatever the size of the model
 
-// A piece of the work: consecutive 64-bit words of one tensor.
+// A piece of the work: consecutive 64-bit words of one tensor, and what the last scan counted there.
 struct Chunk {
   int64_t tensor;
   int64_t begin;
   int64_t end;
+  int32_t at_high;
+  int32_t at_low;
+  int32_t kept;
 };
 
-// body(scores of 64 slots, which of them compete, word index) over a chunk.
+constexpr int64_t kRunWords = 32;  // 8 KB of floats: what a loop does with them may be cut in two
+
+// body(scores, slots, word, count) over the words [begin, end) of a tensor, up to kRunWords at a time: bit j of slots[i]
+// says that scores[64 i + j] competes. Where none of a word does, nothing is read and its scores are undefined.
 template <class T, class Body>
-inline void for_chunk(const ScoredTensor<T>& tensor, const Chunk& chunk, const Body& body) {
+inline void for_runs(const ScoredTensor& tensor, bool largest, int64_t begin, int64_t end, const Body& body) {
   const int64_t row_words = ceil_div(tensor.cols, 64);
-  int64_t row = chunk.begin / row_words, column = chunk.begin % row_words * 64;
-  T padded[64];
-  for (int64_t word = chunk.begin; word < chunk.end; ++word) {
-    const int64_t valid = min_of(64, tensor.cols - column);
-    const T* scores = tensor.scores + row * tensor.cols + column;
-    const uint64_t slots =
-        tensor.candidates == nullptr ? low_bits(valid) : load_bits(tensor.candidates, word);
-    if (valid < 64) {
-      std::memset(padded, 0, sizeof(padded));
-      std::memcpy(padded, scores, static_cast<size_t>(valid) * sizeof(T));
-      scores = padded;
+  const bool plain = is_plain<T>(tensor, largest);
+  int64_t row = begin / row_words, column = begin % row_words * 64;
+  T values[kRunWords * 64];
+  uint64_t slots[kRunWords];
+  const auto slots_of = [&](int64_t word, int64_t valid) {
+    return tensor.candidates == nullptr ? low_bits(valid) : load_bits(tensor.candidates, word);
+  };
+  for (int64_t word = begin; word < end;) {
+    int64_t count = min_of(kRunWords, end - word);
+    const int64_t full = (tensor.cols - column) / 64;
+    if (plain && full > 0) {
+      count = min_of(count, full);
+      for (int64_t i = 0; i < count; ++i) slots[i] = slots_of(word + i, 64);
+      const T* scores = static_cast<const T*>(tensor.weights.data) + row * tensor.cols + column;
+      body(scores, static_cast<const uint64_t*>(slots), word, count);
+      column += 64 * count;
+      row += column >= tensor.cols;
+      column = column >= tensor.cols ? 0 : column;
+    } else {
+      if (plain && row_words > 1) count = 1;  // the end of a long row
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t valid = min_of(64, tensor.cols - column);
+        slots[i] = slots_of(word + i, valid);
+        if (slots[i] != 0) values_of(tensor, largest, row * tensor.cols + column, valid, values + 64 * i);
+        column += 64;
+        row += column >= tensor.cols;
+        column = column >= tensor.cols ? 0 : column;
+      }
+      body(static_cast<const T*>(values), static_cast<const uint64_t*>(slots), word, count);
     }
-    body(scores, slots, word);
-    column += 64;
-    if (column >= tensor.cols) {
-      column = 0;
-      ++row;
-    }
+    word += count;
   }
 }
 
-// Counts the digit [shift, shift + bits) of up to kBuffer keys.
-template <class T>
-inline void count_digits(uint32_t* histogram, const Key<T>* keys, int64_t count, int shift, int bits) {
-  uint32_t bins[kBuffer];
-  const Key<T> mask = static_cast<Key<T>>((uint64_t{1} << bits) - 1);
-  // The sign bit is turned, so that digits order as unsigned numbers.
-  const Key<T> turn = shift + bits == kKeyBits<T> ? Key<T>{1} << (bits - 1) : 0;
-  for (int64_t i = 0; i < count; ++i) {
-    bins[i] = static_cast<uint32_t>((((keys[i] >> shift) & mask) ^ turn) * kWays);
-  }
-  uint32_t differ = 0;
-  for (int64_t i = 1; i < count; ++i) differ |= bins[i] ^ bins[0];
-  if (count > 0 && differ == 0) {  // constant scores, one store instead of a chain of them
-    histogram[bins[0]] += static_cast<uint32_t>(count);
-    return;
-  }
-  int64_t i = 0;
-  for (; i + kWays <= count; i += kWays) {
-    for (int way = 0; way < kWays; ++way) ++histogram[bins[i + way] + static_cast<uint32_t>(way)];
-  }
-  for (; i < count; ++i) ++histogram[bins[i]];
+// body(scores of 64 slots, which of them compete, word) over the words in which any competes.
+template <class T, class Body>
+inline void for_words(const ScoredTensor& tensor, bool largest, int64_t begin, int64_t end, const Body& body) {
+  for_runs<T>(tensor, largest, begin, end, [&](const T* scores, const uint64_t* slots, int64_t word, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (slots[i] != 0) body(scores + 64 * i, slots[i], word + i);
+    }
+  });
 }
+
+// The chunks of a list of tensors, shared out among tasks in order.
+class Chunks {
+ public:
+  Chunks(const ScoredTensor* tensors, int64_t count, const Parallel& parallel)
+      : words_(count_words(tensors, count)),
+        chunk_shift_(shift_for(words_)),
+        count_(count_chunks(tensors, count)),
+        tasks_(count_tasks(parallel)),
+        chunks_(count_) {
+    int64_t next = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t words = words_of(tensors[t]);
+      for (int64_t begin = 0; begin < words; begin += chunk_words()) {
+        chunks_[next++] = {t, begin, min_of(begin + chunk_words(), words), 0, 0, 0};
+      }
+    }
+  }
+  int64_t words() const { return words_; }
+  // Every chunk but a tensor's last has two to this power words.
+  int chunk_shift() const { return chunk_shift_; }
+  int64_t chunk_words() const { return int64_t{1} << chunk_shift_; }
+  int64_t count() const { return count_; }
+  int64_t tasks() const { return tasks_; }
+  // Task t owns the chunks [first(t), first(t + 1)).
+  int64_t first(int64_t task) const { return count_ * task / tasks_; }
+  Chunk& operator[](int64_t i) const { return chunks_[i]; }
+
+ private:
+  static int64_t words_of(const ScoredTensor& tensor) { return tensor.rows * ceil_div(tensor.cols, 64); }
+  static int64_t count_words(const ScoredTensor* tensors, int64_t count) {
+    int64_t words = 0;
+    for (int64_t t = 0; t < count; ++t) words += words_of(tensors[t]);
+    return words;
+  }
+  static int shift_for(int64_t words) {
+    int shift = kChunkShift;
+    while (words >> shift > kMostChunks) ++shift;
+    return shift;
+  }
+  int64_t count_chunks(const ScoredTensor* tensors, int64_t count) const {
+    int64_t chunks = 0;
+    for (int64_t t = 0; t < count; ++t) chunks += ceil_div(words_of(tensors[t]), chunk_words());
+    return chunks;
+  }
+  // One a thread, and so many that 32 bits number the slots of each.
+  int64_t count_tasks(const Parallel& parallel) const {
+    const int64_t slots = count_ * chunk_words() * 64;
+    return max_of(1, max_of(min_of(parallel.threads, count_ / 4), ceil_div(slots, int64_t{1} << 31)));
+  }
+
+  int64_t words_;
+  int chunk_shift_;
+  int64_t count_;
+  int64_t tasks_;
+  Scratch<Chunk> chunks_;
+};
 
 }  // namespace
 }  // namespace sparseprune

@@ -6,7 +6,9 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def("pack_mask(Tensor mask) -> Tensor");
   m.def("unpack_mask(Tensor words, int cols) -> Tensor");
   m.def("count_mask(Tensor words) -> Tensor");
-  m.def("topk_mask(Tensor[] scores, Tensor[] candidates, int k) -> Tensor[]");
+  m.def(
+      "topk_mask(Tensor[] scores, Tensor[] gradients, Tensor[] candidates, int[] formulas, int k, Tensor? k_tensor, "
+      "bool largest) -> Tensor[]");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor");
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor words) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor x, Tensor words) -> Tensor");

@@ -20,6 +20,9 @@ if DEFAULT not in NAMES:
     raise ValueError(f"SPARSEPRUNE_BACKEND must be one of {', '.join(NAMES)}, got {DEFAULT!r}")
 
 
+HALVES = {torch.float16, torch.bfloat16}
+
+
 def always(*_: Any) -> bool:
     """The preference of an implementation that "auto" takes wherever it can run."""
     return True
@@ -63,15 +66,15 @@ def reference(run: Callable[..., Any]) -> Implementation:
     return Implementation(run, lambda *_: None)
 
 
-def native(op: str, preferred: Callable[..., bool] = always) -> Implementation:
-    """The C++ (CPU) or CUDA (GPU) kernel ``sparseprune_native::<op>``."""
+def native(op: str, preferred: Callable[..., bool] = always, halves: bool = False) -> Implementation:
+    """The C++ (CPU) or CUDA (GPU) kernel ``sparseprune_native::<op>``; ``halves`` if it takes half types everywhere."""
 
     def run(*args: Any) -> Any:
         return getattr(torch.ops.sparseprune_native, op).default(*args)
 
     def refusal(*args: Any) -> str | None:
         found = list(tensors(args))
-        return native_libraries.refusal(devices(found), dtypes(found))
+        return native_libraries.refusal(devices(found), dtypes(found) - (HALVES if halves else set()))
 
     return Implementation(run, refusal, preferred)
 
@@ -121,15 +124,24 @@ def dtypes(found: Any) -> set[torch.dtype]:
     return {t.dtype for t in found if t.dtype.is_floating_point}
 
 
-def register(op: str, schema: str, implementations: Mapping[str, Implementation], fake: Callable[..., Any]) -> Any:
+def register(
+    op: str,
+    schema: str,
+    implementations: Mapping[str, Implementation],
+    fake: Callable[..., Any],
+    strided: bool = False,
+) -> Any:
     """Define ``sparseprune::<op>`` and return its overload; the last argument of ``schema`` must be ``str backend``.
+
+    Implementations are given contiguous tensors, unless they are ``strided`` and take any.
 
     One operator serves all backends, so one fake describes them all. The choice is made when the operator runs, on
     real tensors and outside of Dynamo.
     """
     name = f"sparseprune::{op}"
     torch.library.define(name, schema)
-    torch.library.impl(name, "default", lambda *args: call(op, implementations, args[-1], *contiguous(args[:-1])))
+    ready = list if strided else contiguous
+    torch.library.impl(name, "default", lambda *args: call(op, implementations, args[-1], *ready(args[:-1])))
     torch.library.register_fake(name, lambda *args: fake(*args[:-1]))
     return getattr(torch.ops.sparseprune, op).default
 

@@ -80,7 +80,7 @@ def images(count: int, classes: int = 4, size: int = 8) -> tuple[Tensor, Tensor]
 def best(scores: dict[str, Tensor], density: float) -> list[Tensor]:
     """Exactly this share of all weights, as bool tensors."""
     total = sum(score.numel() for score in scores.values())
-    return [mask.to_bool() for mask in topk_mask(list(scores.values()), round(density * total))]
+    return [mask.to_bool() for mask in topk_mask(list(scores.values()), round(density * total)).masks]
 
 
 def clear_cut(scores: list[Tensor], density: float, width: int = 500) -> int:
@@ -90,7 +90,7 @@ def clear_cut(scores: list[Tensor], density: float, width: int = 500) -> int:
     that to any given threshold (4 of a ResNet-50's 25.5 M at density 0.5), and which survives says nothing.
     """
     k = round(density * sum(score.numel() for score in scores))
-    inner, outer = topk_mask(scores, k - width), topk_mask(scores, k + width)
+    inner, outer = topk_mask(scores, k - width).masks, topk_mask(scores, k + width).masks
     near = torch.cat([s[(o & ~i).to_bool()] for s, i, o in zip(scores, inner, outer, strict=True)])
     near = near.sort(descending=True).values
     gaps = near[:-1] / near[1:]

@@ -87,11 +87,11 @@ def test_selection(values, dtype, level):
     for k in (1, len(flat) // 50, len(flat) // 2, len(flat) - 1):
         keep = torch.zeros(len(flat), dtype=torch.bool)
         keep[order[:k]] = True
-        one, several = on_threads(op, level, [scores, [], k])
+        one, several = on_threads(op, level, [scores, [], [], [0, 0], k, None, True])
         assert_same_bits(several, one)
         parts = keep.split([score.numel() for score in scores])
         expected = [cases.mask_bits.pack_reference(p.view_as(s)) for p, s in zip(parts, scores, strict=True)]
-        assert_same_bits(one[:-1], expected)
+        assert_same_bits(one[:-2], expected)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -101,5 +101,6 @@ def test_the_first_nan_of_several_threads_is_reported(tensor, level):
     scores = [torch.zeros(200, 1000) for _ in range(3)]
     for later in (tensor, 2):
         scores[later][-1, -1] = float("nan")
-        for result in on_threads(op_named("topk_mask"), level, [scores, [], 9]):
-            assert result[-1].tolist() == [tensor, 600_000]
+        for result in on_threads(op_named("topk_mask"), level, [scores, [], [], [0] * 3, 9, None, True]):
+            assert result[-2].tolist()[:2] == [tensor, 600_000]
+            assert result[-1].isnan().all()

@@ -30,7 +30,7 @@ def by_sorting(scores, k, masks=None):
 
 
 def assert_keeps(kept, expected):
-    assert [m.to_bool().tolist() for m in kept] == [e.tolist() for e in expected]
+    assert [m.to_bool().tolist() for m in kept.masks] == [e.tolist() for e in expected]
 
 
 VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e38, INF, -INF, 2.0**-126]) | st.floats(
@@ -55,7 +55,7 @@ def test_any_scores_against_sorting(backend, dtype, data):
     bits = None if masks is None else [BitMask.from_bool(m) for m in masks]
     with backend.forced():
         kept = topk_mask(scores, k, masks=bits, backend=backend.name)
-    assert sum(m.count() for m in kept) == k
+    assert sum(m.count() for m in kept.masks) == int(kept.counts.sum()) == k
     assert_keeps(kept, by_sorting(scores, k, masks))
 
 
@@ -66,7 +66,7 @@ def test_known_hard_scores(case, dtype, device):
     total = sum(s.numel() for s in scores)
     for k in {0, 1, total // 3, total - 1, total} & set(range(total + 1)):
         kept = topk_mask([s.to(device) for s in scores], k)
-        assert sum(m.count() for m in kept) == k
+        assert sum(m.count() for m in kept.masks) == int(kept.counts.sum()) == k
         if total < 2000:
             assert_keeps(kept, by_sorting(scores, k))
 
@@ -80,7 +80,7 @@ def test_many_scores_with_ties_across_chunks():
         expected = torch.zeros(len(flat), dtype=torch.bool)
         expected[order[:k]] = True
         kept = topk_mask(scores, k)
-        assert torch.equal(torch.cat([m.to_bool().flatten() for m in kept]), expected)
+        assert torch.equal(torch.cat([m.to_bool().flatten() for m in kept.masks]), expected)
 
 
 def test_floors():
@@ -100,13 +100,13 @@ def test_mixed_dtypes_compare_by_value():
 def test_strides_and_gradients_do_not_matter():
     score = torch.randn(4, 6, 3, 3, requires_grad=True)
     other = score.detach().to(memory_format=torch.channels_last)
-    assert topk_mask([score], 20) == topk_mask([other], 20)
+    assert topk_mask([score], 20).masks == topk_mask([other], 20).masks
 
 
 def test_nan_is_named_where_it_competes_and_ignored_where_not():
     scores = [torch.zeros(3), torch.tensor([1.0, NAN])]
     for backend, implementation in module.IMPLEMENTATIONS.items():
-        if implementation.refusal(scores, [], 1):  # Triton is an extra
+        if implementation.refusal(scores, [], [], [0, 0], 1, None, True):  # Triton is an extra
             continue
         with pytest.raises(ValueError, match=r"scores must not be NaN, got NaN in fc\.weight"):
             topk_mask(scores, 1, names=["conv.weight", "fc.weight"], backend=backend)
@@ -116,7 +116,7 @@ def test_nan_is_named_where_it_competes_and_ignored_where_not():
 
 
 def test_no_tensors():
-    assert topk_mask([], 0) == []
+    assert topk_mask([], 0).masks == []
 
 
 ONE = [torch.ones(3)]
