@@ -1,19 +1,21 @@
 """Which weights may go: the step from scores to masks.
 
 A pattern is any object with ``select(scores, masks, k, floors) -> Masks``: given the scores of all layers and the
-current masks, keep exactly ``k`` of the weights that are still there, at least ``floors[name]`` in each layer.
+current masks, keep exactly ``k`` of the weights that are still there, at least ``floors[name]`` in each layer. Scores are
+tensors; for a pattern whose ``takes_products`` is true they may also be :class:`Product` formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from .allocation import Shapes, counts, uniform
 from .masks import Masks
+from .ops.products import Product
 from .ops.topk_mask import topk_mask
 
 
@@ -27,7 +29,9 @@ class Pattern(Protocol):
 class Global:
     """Unstructured, over the whole network: the k largest scores wherever they are."""
 
-    def select(self, scores: Mapping[str, Tensor], masks: Masks, k: int, floors: Mapping[str, int]) -> Masks:
+    takes_products: ClassVar[bool] = True
+
+    def select(self, scores: Mapping[str, Tensor | Product], masks: Masks, k: int, floors: Mapping[str, int]) -> Masks:
         names = list(masks)
         kept = topk_mask(
             [scores[n] for n in names],
@@ -48,8 +52,9 @@ class LayerWise:
     """
 
     allocation: Callable[[Shapes, float], Mapping[str, float]] = uniform
+    takes_products: ClassVar[bool] = True
 
-    def select(self, scores: Mapping[str, Tensor], masks: Masks, k: int, floors: Mapping[str, int]) -> Masks:
+    def select(self, scores: Mapping[str, Tensor | Product], masks: Masks, k: int, floors: Mapping[str, int]) -> Masks:
         shapes = {name: mask.shape for name, mask in masks.items()}
         sizes = {name: mask.numel() for name, mask in masks.items()}
         densities = self.allocation(shapes, k / max(sum(sizes.values()), 1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .masks import Masks
+from .ops.products import Product
 from .patterns import Global, Pattern
 from .schedules import exponential
 from .summary import summarize
@@ -153,7 +154,8 @@ def prune(
         for step in range(1, steps + 1):
             share = schedule(final / start if start else 1.0, step / steps)
             k = final if step == steps else min(max(round(share * start), final), current.count())
-            current = pattern.select(_check_scores(score(current), params), current, k, floors)
+            scores = _check_scores(score(current), params, getattr(pattern, "takes_products", False))
+            current = pattern.select(scores, current, k, floors)
             if progress is not None:
                 progress(Progress(step, steps, k, total))
         if example_input is None:
@@ -168,11 +170,13 @@ def _scorer(criterion: Any, model: nn.Module, params: dict[str, nn.Parameter]) -
     if not callable(criterion):
         raise TypeError(f"criterion must be callable with (model, params), got {type(criterion).__name__}")
     if hasattr(criterion, "plan"):
-        return criterion.plan(model, params)
+        step = criterion.plan(model, params)
+        return getattr(step, "products", step)
+    scores = getattr(criterion, "products", criterion)
 
     def score(masks: Masks) -> Any:
         with _pruned_weights(params, masks):
-            return criterion(model, params)
+            return scores(model, params)
 
     return score
 
@@ -282,15 +286,15 @@ def _floors(min_per_layer: int | float, masks: Masks, k: int) -> dict[str, int]:
     return floors
 
 
-def _check_scores(scores: Any, params: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def _check_scores(scores: Any, params: dict[str, nn.Parameter], products: bool) -> dict[str, Tensor | Product]:
     if not isinstance(scores, Mapping) or set(scores) != set(params):
         got = sorted(map(str, scores)) if isinstance(scores, Mapping) else type(scores).__name__
         raise ValueError(f"criterion must return scores for {sorted(params)}, got {got}")
     for name, p in params.items():
         score = scores[name]
-        if not isinstance(score, Tensor) or score.shape != p.shape:
-            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+        if not isinstance(score, (Tensor, Product)) or score.shape != p.shape:
+            got = tuple(score.shape) if isinstance(score, (Tensor, Product)) else type(score).__name__
             raise ValueError(f"scores of {name!r} must be a tensor of shape {tuple(p.shape)}, got {got}")
         if score.device != p.device:
             raise ValueError(f"scores of {name!r} must be on {p.device}, got {score.device}")
-    return dict(scores)
+    return {n: s.tensor() if isinstance(s, Product) and not products else s for n, s in scores.items()}

@@ -24,7 +24,7 @@ ARROWS = {
     "criteria": {"masks", "ops"},
     "nn": {"masks", "ops"},
     "summary": {"criteria", "masks", "ops"},
-    "pruning": {"masks", "patterns", "schedules", "summary"},
+    "pruning": {"masks", "ops", "patterns", "schedules", "summary"},
     "models": set(),
     "data": set(),
     "training": {"data", "masks", "nn", "files"},
@@ -36,6 +36,7 @@ ARROWS = {
 }  # fmt: skip
 PUBLIC = (
     "prune Masks BitMask Random Magnitude SNIP GraSP SynFlow one_shot linear exponential cubic uniform erk topk_mask "
+    "Product kth_value quantile straight_through_topk "
     "masked_linear masked_conv2d SparseLinear SparseConv2d sparsify densify"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")

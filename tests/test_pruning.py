@@ -329,3 +329,26 @@ def test_many_random_networks():
         k, steps = chooser.randint(0, n), chooser.randint(1, 5)
         pattern = chooser.choice([sp.Global(), sp.LayerWise(), sp.LayerWise(sp.erk)])
         assert sp.prune(model, constant, keep=k, steps=steps, pattern=pattern).count() == k
+
+
+@pytest.mark.parametrize("pattern", [sp.Global(), sp.LayerWise()], ids=["global", "layer-wise"])
+def test_formulas_and_their_tensors_give_the_same_masks(pattern):
+    """Fused with the selection or scored first; a pattern that does not take formulas is given tensors."""
+    model, batch = sp.models.lenet_300_100(), (torch.randn(4, 1, 28, 28), torch.tensor([0, 1, 2, 3]))
+    seen = []
+
+    class Tensors:
+        def select(self, scores, masks, k, floors):
+            seen.extend(scores.values())
+            return pattern.select(scores, masks, k, floors)
+
+    loss = torch.nn.functional.cross_entropy
+    for criterion in (
+        sp.Magnitude(),
+        sp.SNIP(loss, [batch]),
+        sp.GraSP(loss, [batch]),
+        sp.SynFlow(torch.ones(1, 1, 28, 28)),
+    ):
+        fused = sp.prune(model, criterion, density=0.1, steps=2, pattern=pattern)
+        assert fused == sp.prune(model, criterion, density=0.1, steps=2, pattern=Tensors())
+    assert seen and all(isinstance(score, torch.Tensor) for score in seen)

@@ -55,13 +55,18 @@ inline void gather(const Elements& from, int64_t index, int64_t valid, T* out) {
     rest /= from.sizes[d];
     data += at[d] * from.strides[d];
   }
-  for (int64_t i = 0; i < valid; ++i) {
-    out[i] = static_cast<T>(widen(*data));
-    for (int d = from.dims - 1; d >= 0; --d) {
-      data += from.strides[d];
-      if (++at[d] < from.sizes[d]) break;
-      data -= from.sizes[d] * from.strides[d];
+  const int last = from.dims - 1;
+  const int64_t stride = from.strides[last];
+  for (int64_t i = 0; i < valid;) {
+    const int64_t run = min_of(valid - i, from.sizes[last] - at[last]);
+    for (int64_t j = 0; j < run; ++j) out[i + j] = static_cast<T>(widen(data[j * stride]));
+    i += run;
+    at[last] += run;
+    data += run * stride;
+    for (int d = last; d > 0 && at[d] == from.sizes[d]; --d) {
+      data += from.strides[d - 1] - from.sizes[d] * from.strides[d];
       at[d] = 0;
+      ++at[d - 1];
     }
   }
 }

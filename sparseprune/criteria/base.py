@@ -6,12 +6,15 @@ The words used everywhere: ``sparsity`` is zeros divided by prunable weights ove
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-__all__ = ["Criterion", "Scores", "Weights"]
+from ..ops.products import Product
+
+__all__ = ["Criterion", "ProductCriterion", "Scores", "Weights", "tensors_of"]
 
 Weights = Mapping[str, Tensor]
 Scores = dict[str, Tensor]
@@ -28,6 +31,10 @@ class Criterion(Protocol):
     A criterion that can reuse work between the steps of an iterative run also offers
     ``plan(model, params) -> step`` with ``step(masks) -> scores``. Then the weights are not masked beforehand:
     the step applies the masks itself.
+
+    A criterion, or such a step, whose score is a formula of the weight and one other tensor also offers ``products``
+    with the same arguments, which returns :class:`sparseprune.Product` formulas: ``prune`` then compares them where it
+    reads them, and no scores are stored.
     """
 
     def __call__(self, model: nn.Module, params: Weights) -> Scores:
@@ -42,3 +49,19 @@ class Criterion(Protocol):
             gets is never looked at.
         """
         ...
+
+
+class ProductCriterion(ABC):
+    """A criterion whose score is a formula of the weight: it defines ``products``, and the scores follow."""
+
+    @abstractmethod
+    def products(self, model: nn.Module, params: Weights) -> dict[str, Product]:
+        """The score of every weight of ``params``, as a formula."""
+
+    def __call__(self, model: nn.Module, params: Weights) -> Scores:
+        return tensors_of(self.products(model, params))
+
+
+def tensors_of(products: Mapping[str, Product]) -> Scores:
+    """The scores themselves."""
+    return {name: product.tensor() for name, product in products.items()}

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Scores, Weights
+from ..ops.products import Product
+from .base import ProductCriterion, Weights
 from .batches import Batches, Loss, batch_losses, check_data
 
 __all__ = ["GraSP"]
 
 
 @dataclass(frozen=True, eq=False)
-class GraSP:
+class GraSP(ProductCriterion):
     """``score = w * (H g)``, g and H the gradient and Hessian of the mean loss over all batches, H exact.
 
     g is summed over all batches first, then the Hessian-vector product with that g over the same batches, one
@@ -48,7 +49,7 @@ class GraSP:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
 
-    def __call__(self, model: nn.Module, params: Weights) -> Scores:
+    def products(self, model: nn.Module, params: Weights) -> dict[str, Product]:
         def softened(output: Tensor, target: Tensor) -> Tensor:
             return self.loss(output / self.temperature, target)
 
@@ -62,4 +63,4 @@ class GraSP:
                 return loss.gradient(sum((g * f).sum() for g, f in zip(gradient, fixed, strict=True)))
 
             product = loss.mean(batches, hessian_vector)
-        return {name: weight.detach() * product[name] for name, weight in params.items()}
+        return {name: Product(weight.detach(), product[name], "w*g") for name, weight in params.items()}

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .base import Scores, Weights
+from ..ops.products import Product
+from .base import ProductCriterion, Weights
 
 __all__ = ["Magnitude"]
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(ProductCriterion):
     """``score = |w|``.
 
     Over a whole network at initialisation this ranks layers by their initial spread and empties the widest
@@ -21,5 +22,5 @@ class Magnitude:
     Source: Janowsky 1989; Han et al. 2015, arXiv:1506.02626.
     """
 
-    def __call__(self, model: nn.Module, params: Weights) -> Scores:
-        return {name: weight.detach().abs() for name, weight in params.items()}
+    def products(self, model: nn.Module, params: Weights) -> dict[str, Product]:
+        return {name: Product(weight.detach(), None, "|w|") for name, weight in params.items()}

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .base import Scores, Weights
+from ..ops.products import Product
+from .base import ProductCriterion, Weights
 from .batches import Batches, Loss, batch_losses, check_data
 
 __all__ = ["SNIP"]
 
 
 @dataclass(frozen=True, eq=False)
-class SNIP:
+class SNIP(ProductCriterion):
     """``score = |w * g|`` with g the gradient of the mean loss over all batches.
 
     The gradient is accumulated signed and the absolute value taken once, so several batches score as one large
@@ -40,7 +41,7 @@ class SNIP:
     def __post_init__(self) -> None:
         check_data(self.loss, self.batches, self.bn)
 
-    def __call__(self, model: nn.Module, params: Weights) -> Scores:
+    def products(self, model: nn.Module, params: Weights) -> dict[str, Product]:
         with batch_losses(model, params, self.loss, self.bn) as loss:
             gradient = loss.mean(self.batches, loss.gradient)
-        return {name: (weight.detach() * gradient[name]).abs() for name, weight in params.items()}
+        return {name: Product(weight.detach(), gradient[name], "|w*g|") for name, weight in params.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .base import Scores, Weights
+from ..ops.products import Product
+from .base import Scores, Weights, tensors_of
 from .flow import LinearNetwork, check_example
 
 if TYPE_CHECKING:
@@ -70,20 +72,23 @@ class SynFlowStep:
         self.log2_flow = float("nan")
 
     def __call__(self, masks: Masks | None = None) -> Scores:
+        """The scores of :meth:`products` as tensors."""
+        return tensors_of(self.products(masks))
+
+    def products(self, masks: Masks | None = None) -> dict[str, Product]:
         """``|w . m| dR/d|w . m|`` divided by a power of two, the same for all; zero everywhere if nothing flows.
 
         Args:
             masks: weights without one are kept whole.
 
         Raises:
-            ValueError: R or a score is beyond the dtype's range.
+            ValueError: R or a gradient is beyond the dtype's range.
         """
         weights = {name: self._masked(name, masks) for name in self._names}
         flow = self._network.flow(weights)
-        scores = {name: weight * flow.gradients[name] for name, weight in weights.items()}
-        self._check_range(flow.value, scores)
+        self._check_range(flow.value, flow.gradients)
         self.log2_flow = float(flow.value.double().log2() + flow.exponent)
-        return scores
+        return {name: Product(weight, flow.gradients[name], "w*g") for name, weight in weights.items()}
 
     def _masked(self, name: str, masks: Masks | None) -> Tensor:
         weight = self._network.weights[name]
@@ -91,8 +96,8 @@ class SynFlowStep:
             return weight
         return torch.where(masks[name].to_bool().to(weight.device), weight, 0)
 
-    def _check_range(self, flow: Tensor, scores: Scores) -> None:
-        peaks = [score.amax() for score in scores.values() if score.numel()]
+    def _check_range(self, flow: Tensor, gradients: Mapping[str, Tensor]) -> None:
+        peaks = [gradient.amax() for gradient in gradients.values() if gradient.numel()]
         if not torch.stack([flow, *peaks]).isfinite().all():
             raise ValueError(
                 f"dtype must hold the flow R of this model, got {self._network.dtype}, beyond its range: use"

@@ -20,7 +20,8 @@ class Product:
     Args:
         weight: float16, bfloat16, float32 or float64, any shape and strides.
         gradient: of the same shape and device, for the formulas with ``g``; None for the others.
-        formula: one of the above. It is computed in float32, or in float64 where an operand is.
+        formula: one of the above. It is computed in float32, or in float64 where an operand, or another score that it
+            is compared with, is.
 
     Raises:
         TypeError: an operand is not a floating-point tensor.
