@@ -11,6 +11,7 @@ from oracle import assert_as_accurate, assert_same_bits
 from simt.build import build
 from simt.harness import Emulated, KernelFault
 from simt.planted import without
+from simt.selection import assert_selects
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulated kernels with")
 BARRIER = "__syncthreads();"
@@ -21,21 +22,59 @@ FAULTS = {
     "tile not complete": ("masked_linear", "tile_gemm.cuh", without(BARRIER, 0), f"{RACE}|{UNWRITTEN}"),
     "tile overwritten in use": ("masked_linear", "tile_gemm.cuh", without(BARRIER, 1), RACE),
     "warp sums not complete": ("topk_mask", "block.cuh", without(BARRIER, 0), f"{RACE}|{UNWRITTEN}"),
-    "warp sums overwritten in use": ("topk_mask", "block.cuh", without(BARRIER, 1), RACE),
     "histogram not cleared in time": ("topk_mask", "topk_mask.cu", without(BARRIER, 0), f"{RACE}|{UNWRITTEN}"),
     "histogram not complete": ("topk_mask", "topk_mask.cu", without(BARRIER, 1), RACE),
     "histogram without atomics": (
         "topk_mask",
         "topk_mask.cu",
-        without("atomicAdd(&histogram[digit], __popc(equals))", 0, "histogram[digit] += __popc(equals)"),
+        without(
+            "atomicAdd(&histogram[key_of(scores[i], largest) >> kShift], 1u)",
+            0,
+            "++histogram[key_of(scores[i], largest) >> kShift]",
+        ),
         RACE,
     ),
-    "shared memory not initialised": ("topk_mask", "topk_mask.cu", without("histogram[bin] = 0;"), UNWRITTEN),
+    "shared memory not initialised": (
+        "topk_mask",
+        "topk_mask.cu",
+        without("histogram[bin] = 0;", 0, "(void)histogram;"),
+        UNWRITTEN,
+    ),
     "one bin too many": (
         "topk_mask",
         "topk_mask.cu",
-        without("bin < kBins; bin += kThreads) bins[bin]", 0, "bin <= kBins; bin += kThreads) bins[bin]"),
-        "kernel start_kernel, .* writes 8 bytes between the arrays of `workspace`",
+        without("bin < kBins; bin += kThreads) search", 0, "bin <= kBins; bin += kThreads) search"),
+        "kernel start_kernel.* writes 8 bytes between the arrays of `workspace`",
+    ),
+    "more collected than fit": (
+        "topk_mask",
+        "topk_mask.cu",
+        without("next.inside <= search.capacity", 0, "next.inside <= 8 * search.capacity"),
+        "kernel pass_kernel.* writes [48] bytes between the arrays of `workspace`",
+    ),
+    "slots collected without their place": (
+        "topk_mask",
+        "topk_mask.cu",
+        without("search.places[at] = place - i;", 0, "search.places[at] = place;"),
+        None,
+    ),
+    "ties to the highest index": (
+        "topk_mask",
+        "topk_mask.cu",
+        without("search.last_place() - group", 0, "group"),
+        None,
+    ),
+    "vector load of what is misaligned": (
+        "topk_mask",
+        "score_values.cuh",
+        without("reinterpret_cast<uintptr_t>(from) % sizeof(uint4) == 0", 0, "true"),
+        "kernel first_pass_kernel.* a misaligned access",
+    ),
+    "vector load of what is not all there": (
+        "topk_mask",
+        "score_values.cuh",
+        without("count == kGroup<Value> &&", 0, ""),
+        r"kernel first_pass_kernel.* reads \d+ bytes? outside of its buffers, .* behind the end of `scores",
     ),
     "write behind the last word": (
         "pack_mask",
@@ -111,8 +150,9 @@ def op_named(name: str):
 
 def fault_inputs(name: str):
     if name == "topk_mask":
-        # Three warps have words in each chunk, each block several chunks: what one overwrites, another reads.
-        return [[torch.randint(0, 9, (2, 1500)).float() for _ in range(7)], [], 9000]
+        # Every warp has several tiles, and more slots are equal than can be collected. One row is misaligned.
+        scores = [torch.randint(0, 5, (2, 1500)).float() for _ in range(7)] + [torch.randint(0, 5, (2, 1501)).float()]
+        return [scores, [], [], [0] * 8, 9000, None, True]
     if name == "masked_linear":
         weight, words = weight_and_words((70, 130), 0.5, torch.float32, "cpu")
         return [torch.randn(70, 130), weight, words, None]
@@ -120,6 +160,9 @@ def fault_inputs(name: str):
 
 
 def check(machine: Emulated, name: str, inputs) -> None:
+    if name == "topk_mask":
+        assert_selects(machine, *inputs)
+        return
     result, reference = getattr(machine, name)(*inputs), op_named(name).implementations["reference"].run
     if op_named(name).exact:
         expected = reference(*inputs)
@@ -169,7 +212,15 @@ def dense_inputs(name: str):
         "pack_mask": [keep],
         "unpack_mask": [words, 64],
         "count_mask": [words],
-        "topk_mask": [[torch.randn(3, 64), torch.randn(2, 64)], [words[:3].clone(), words[:2].clone()], 100],
+        "topk_mask": [
+            [torch.randn(3, 64), torch.randn(2, 64).double()],
+            [torch.randn(3, 64), torch.randn(2, 64).double()],
+            [words[:3].clone(), words[:2].clone()],
+            [2, 3],
+            100,
+            torch.tensor([100]),
+            True,
+        ],
         "masked_linear": [torch.randn(5, 64), weight, words, torch.randn(6)],
         "masked_linear_input_grad": [torch.randn(5, 6), weight, words],
         "masked_linear_weight_grad": [torch.randn(5, 6), torch.randn(5, 64), words],

@@ -1,6 +1,6 @@
 """Indices beyond 2^31 in the CUDA kernels: the last elements of arrays that are reserved, not allocated.
 
-Every case has more than 2^31 elements in some array, and only the block that owns the last of them runs.
+Every case has more than 2^31 elements in some array, and only the blocks that own the first and the last run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from simt.build import build
 from simt.harness import KernelFault
 from simt.planted import without
-from simt.reserved import LastBlock, reserved
+from simt.reserved import OuterBlocks, reserved
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the emulated kernels with")
 BIG = 2**31
@@ -27,7 +27,7 @@ def folder(pytestconfig):
 
 @pytest.fixture
 def machine(folder):
-    with LastBlock(build(folder)) as machine:
+    with OuterBlocks(build(folder)) as machine:
         yield machine
 
 
@@ -59,14 +59,17 @@ def test_count(machine):
     assert machine.count_mask(words)[-3:].tolist() == [0, 86, 86]
 
 
-def test_topk(machine):
-    """256 chunks of 8192 scores by each of 1024 blocks: the last one owns the last chunk."""
-    columns = BIG + 2**23
-    scores = reserved((1, columns), torch.float32)
+def select(machine, k):
+    """Of 2^21 + 2^13 tiles of 1024 slots the first and the last block have 256 or 257 each for every warp."""
+    scores = reserved((1, BIG + 2**23), torch.float32)
     best = torch.tensor([-1, -2, -40, -8192, -8191])
     scores[0, best] = torch.tensor([2.0, 3.0, 1.0, 4.0, 1.0])
-    kept, status = machine.topk_mask([scores], [], 4)
-    assert status.tolist() == [-1, columns // 1024]
+    return machine.topk_mask([scores], [], [], [0], k, None, True)
+
+
+def test_topk(machine):
+    kept, status, threshold = select(machine, 4)
+    assert status.tolist() == [-1, 2 * (BIG + 2**23) // 1024, 4] and threshold == 1
     last = bits_of(kept[0, -256:]).nonzero().flatten()
     # Of the two scores of 1 the one with the lower index.
     assert (last - 8192).tolist() == [-8192, -8191, -2, -1]
@@ -166,5 +169,14 @@ def test_conv_weight_grad(machine):
 )  # fmt: skip
 def test_an_index_of_32_bits_is_seen(folder, file, part, narrow):
     kernels = build(folder, {file: without(part, 0, narrow)}, kernels=["masked_linear"])
-    with LastBlock(kernels) as machine, pytest.raises(KernelFault, match="kernel gemm_kernel.*(outside|overflow)"):
+    with OuterBlocks(kernels) as machine, pytest.raises(KernelFault, match="kernel gemm_kernel.*(outside|overflow)"):
         test_linear(machine) if "data" in part else test_linear_with_large_weight(machine)
+
+
+def test_a_position_of_32_bits_is_seen(folder):
+    part = "return tile * kTileSlots + (step"
+    kernels = build(
+        folder, {"score_values.cuh": without(part, 0, part.replace("tile *", "int(tile) *"))}, ["topk_mask"]
+    )
+    with OuterBlocks(kernels) as machine, pytest.raises(KernelFault, match="kernel pass_kernel.*overflow"):
+        select(machine, 4)

@@ -1,4 +1,8 @@
-// The tensors of one selection in device memory, and the walk over their scores, 32 of a mask word at a time.
+// The tensors of one selection in device memory, and the walk over their slots.
+//
+// A tile is 32 words of one tensor's mask, 1024 slots, and belongs to one warp. Tiles are numbered through
+// all tensors and never straddle two, so that 1024 * tile + slot, the position of a slot, has the order of
+// (tensor, flat index).
 #pragma once
 
 #include <algorithm>
@@ -11,16 +15,25 @@
 
 namespace sparseprune::cuda {
 
-constexpr int kScoreThreads = 256;
-constexpr int kChunkWords = kScoreThreads;  // 8192 scores; the select pass gives every thread one word
-constexpr int kTableEntries = 64;           // 64 entries are 3.5 KB, and kernel arguments hold 4 KB
+constexpr int kTileWords = kWarp;
+constexpr int kTileSlots = 32 * kTileWords;
+constexpr int kTableEntries = 56;  // 56 entries are 4032 bytes, and kernel arguments hold 4 KB
 
-// One tensor in the device's table. Chunks are numbered through all tensors and never straddle two.
+// One tensor in the device's table.
 struct ScoreEntry {
   const void* scores;
+  const void* gradients;  // null where the formula has none
   const uint32_t* candidates;
   uint32_t* kept;
-  int64_t columns, row_words, words, first_chunk;
+  int64_t columns, row_words, words, first_tile;
+  Dtype dtype;
+  Formula formula;
+};
+
+struct ScoreTable {
+  ScoreEntry* entries;
+  int64_t tiles;
+  int count;
 };
 
 struct TableSlice {
@@ -28,82 +41,65 @@ struct TableSlice {
 };
 
 inline int64_t words_of(const TopkTensor& tensor) { return tensor.rows * words_per_row(tensor.columns); }
-inline int64_t chunks_of(const TopkTensor& tensor) {
-  return (words_of(tensor) + kChunkWords - 1) / kChunkWords;
+inline int64_t tiles_of(const TopkTensor& tensor) { return (words_of(tensor) + kTileWords - 1) / kTileWords; }
+
+inline int64_t all_tiles(const TopkTensor* tensors, int64_t count) {
+  int64_t tiles = 0;
+  for (int64_t i = 0; i < count; ++i) tiles += tiles_of(tensors[i]);
+  return tiles;
 }
 
-inline int64_t all_chunks(const TopkTensor* tensors, int64_t count) {
-  int64_t chunks = 0;
-  for (int64_t i = 0; i < count; ++i) chunks += chunks_of(tensors[i]);
-  return chunks;
-}
-
-static __global__ void store_table_kernel(TableSlice slice, ScoreEntry* table, int count) {
-  if (static_cast<int>(threadIdx.x) < count) table[threadIdx.x] = slice.entries[threadIdx.x];
+static __global__ void store_table_kernel(TableSlice slice, ScoreEntry* entries, int count) {
+  if (static_cast<int>(threadIdx.x) < count) entries[threadIdx.x] = slice.entries[threadIdx.x];
 }
 
 // Enqueues the writing of the table: its rows travel as kernel arguments, so no host memory has to outlive
 // the call.
-inline cudaError_t store_table(const TopkTensor* tensors, int64_t count, ScoreEntry* table,
-                               cudaStream_t stream) {
-  int64_t first_chunk = 0;
-  for (int64_t first = 0; first < count; first += kTableEntries) {
-    const int size = static_cast<int>(std::min<int64_t>(kTableEntries, count - first));
+inline cudaError_t store_table(const TopkTensor* tensors, ScoreTable table, cudaStream_t stream) {
+  int64_t first_tile = 0;
+  for (int first = 0; first < table.count; first += kTableEntries) {
+    const int size = std::min(kTableEntries, table.count - first);
     TableSlice slice{};
     for (int i = 0; i < size; ++i) {
       const TopkTensor& tensor = tensors[first + i];
-      slice.entries[i] = {
-          tensor.scores,    tensor.candidates, tensor.kept, tensor.columns, words_per_row(tensor.columns),
-          words_of(tensor), first_chunk};
-      first_chunk += chunks_of(tensor);
+      slice.entries[i] = {tensor.scores,     has_gradient(tensor.formula) ? tensor.gradients : nullptr,
+                          tensor.candidates, tensor.kept,
+                          tensor.columns,    words_per_row(tensor.columns),
+                          words_of(tensor),  first_tile,
+                          tensor.dtype,      tensor.formula};
+      first_tile += tiles_of(tensor);
     }
     const cudaError_t error =
-        launch(store_table_kernel, dim3(1), kTableEntries, stream, slice, table + first, size);
+        launch(store_table_kernel, dim3(1), kTableEntries, stream, slice, table.entries + first, size);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
-// Unsigned keys in the order of the scores, -0.0 and +0.0 being one key.
-__device__ inline uint32_t key_of(float score) {
-  const uint32_t bits = score == 0.0f ? 0u : __float_as_uint(score);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-__device__ inline uint64_t key_of(double score) {
-  const uint64_t bits = score == 0.0 ? 0u : static_cast<uint64_t>(__double_as_longlong(score));
-  return bits >> 63 ? ~bits : bits | (uint64_t{1} << 63);
-}
-
-// Index of the tensor a chunk belongs to: the last one that starts at or before it (empty ones own no chunk).
-__device__ inline int64_t tensor_of(const ScoreEntry* table, int64_t count, int64_t chunk) {
-  int64_t low = 0, high = count;
+// Index of the tensor a tile belongs to: the last one that starts at or before it (empty ones own no tile).
+__device__ inline int tensor_of(const ScoreTable& table, int64_t tile) {
+  int low = 0, high = table.count;
   while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (table[middle].first_chunk <= chunk ? low : high) = middle;
+    const int middle = (low + high) / 2;
+    (table.entries[middle].first_tile <= tile ? low : high) = middle;
   }
   return low;
 }
 
-// Calls body(i, competes, score) for the 32 words i of this warp's share of a chunk, a lane being a bit of
-// the word. Whole warps call it; scores of slots that do not compete are not loaded.
-template <class T, class Body>
-__device__ void for_each_word(const ScoreEntry& entry, int64_t chunk, const Body& body) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t base = (chunk - entry.first_chunk) * kChunkWords + threadIdx.x / kWarp * kWarp;
-  if (base >= entry.words) return;
-  uint32_t own = ~0u;
-  if (entry.candidates != nullptr) own = base + lane < entry.words ? entry.candidates[base + lane] : 0u;
-  const T* scores = static_cast<const T*>(entry.scores);
-  auto [row, word] = divide(base, entry.row_words);
-  for (int i = 0; i < kWarp && base + i < entry.words; ++i) {
-    const uint32_t candidates = __shfl_sync(kFullWarp, own, i);
-    const int64_t column = word * 32 + lane;
-    const bool competes = column < entry.columns && ((candidates >> lane) & 1u);
-    body(i, competes, competes ? scores[row * entry.columns + column] : T(0));
-    if (++word == entry.row_words) {
-      word = 0;
-      ++row;
-    }
+// Calls body(tensor, tile) for this warp's tiles: equal runs of consecutive ones, so that the tensor is
+// searched once and sums over a tensor are seldom flushed.
+template <int kThreads, class Body>
+__device__ void for_each_tile(const ScoreTable& table, const Body& body) {
+  constexpr int kWarps = kThreads / kWarp;
+  const int64_t warps = int64_t{gridDim.x} * kWarps;
+  const int64_t warp = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp;
+  const int64_t end = table.tiles * (warp + 1) / warps;
+  int64_t tile = table.tiles * warp / warps;
+  if (tile == end) return;
+  int tensor = tensor_of(table, tile);
+  for (; tile < end; ++tile) {
+    while (tensor + 1 < table.count && table.entries[tensor + 1].first_tile <= tile) ++tensor;
+    body(tensor, tile);
   }
 }
 

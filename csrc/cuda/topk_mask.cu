@@ -1,235 +1,416 @@
-// Exact top k of many arrays at once by radix select: scores become integers of the same order; passes over
-// the data histogram 11 bits each, from the top, and one block narrows the k-th largest down to a digit per
-// pass, on the device. Then the keys equal to it are counted per chunk, the counts are prefix-summed in
-// order, and the bits are written, so that ties go to the lowest index whatever the order in which blocks
-// run.
+// Exact top k of many arrays at once by radix select. The key of a slot is its score as an integer of the
+// same order, and behind that its place, the higher the earlier it comes: no two slots are equal, so ties
+// need no further rule, and the result is the same in whatever order blocks run. A pass over the data
+// histograms the next 11 bits of the keys that agree with the digits known; one block moves on to the bin of
+// the last slot that is kept. As soon as the slots that agree fit a buffer, a pass writes the bits of all
+// others and collects these; what remains happens in the buffer. What a pass has to do is decided on the
+// device, and one that is not needed returns at once.
+//
+// Reads of the data: 2 where at most 262,144 scores (196,608 of float64) share the leading 11 bits of the
+// last one kept; 3 where they share 22, which is the rule; whatever the scores, 5 below 2^28 slots (8 in
+// float64), and one more below 2^39. Memory besides the masks: 3 MB for the buffer, 17 KB, and 72 bytes a
+// tensor.
 //
 // Budget: 64 registers, 8192 bytes of shared memory, no spills.
-#include "sparseprune/cuda/topk_mask.h"
-
+#include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "block.cuh"
 #include "launch.cuh"
 #include "score_table.cuh"
+#include "score_values.cuh"
+#include "sparseprune/cuda/topk_mask.h"
+
+// Bounds the slots in the buffer; tests lower it, so that small inputs overflow.
+#ifndef SPARSEPRUNE_MAX_COLLECTED
+#define SPARSEPRUNE_MAX_COLLECTED INT64_MAX
+#endif
 
 namespace sparseprune::cuda {
 namespace {
 
-constexpr int kThreads = kScoreThreads;
-constexpr int kBlocks = 4;  // per multiprocessor: 64 registers a thread, which no kernel here reaches
+constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // per multiprocessor: 64 registers a thread
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
 constexpr int kBinsPerThread = kBins / kThreads;
 constexpr int kMaxScanBlocks = 1024;  // 8 on each of 128 multiprocessors; more only flush more histograms
-
-struct State {
-  uint64_t prefix;    // the digits found so far of the k-th largest key; in the end that key
-  int64_t remaining;  // how many of the keys that start with prefix are to be kept
-  int first_nan;      // lowest tensor index with a competing NaN, or INT_MAX
-};
+constexpr int64_t kBufferBytes = 3 << 20;
 
 using Count = unsigned long long;
 
-struct Workspace {
-  State* state;
-  Count* bins;    // [kBins], zero between passes
-  int64_t* ties;  // [chunks], keys equal to the k-th: per chunk, then in all chunks before
-  ScoreEntry* table;
+// What the next pass does: histogram the data, write words and collect, histogram the buffer, nothing.
+enum class Phase : int { kSearch, kCollect, kRefine, kDone };
 
-  Workspace(void* memory, int64_t chunks)
-      : state(static_cast<State*>(memory)),
-        bins(behind<Count>(state, 1)),
-        ties(behind<int64_t>(bins, kBins)),
-        table(behind<ScoreEntry>(ties, chunks)) {}
+struct State {
+  uint64_t key, place;       // the digits known of the last slot that is kept
+  int key_bits, place_bits;  // how many bits of either are not known yet
+  int64_t wanted, inside;    // of the slots that agree with them: how many to keep, how many there are
+  Count collected;
+  int first_nan;  // lowest tensor index with a competing NaN, or INT_MAX
+  Phase phase;
 
-  static size_t size(int64_t count, int64_t chunks) {
-    return sizeof(State) + kBins * sizeof(Count) + static_cast<size_t>(chunks) * sizeof(int64_t) +
-           static_cast<size_t>(count) * sizeof(ScoreEntry) + 3 * SPARSEPRUNE_GAP;
-  }
-
- private:
-  // Where the array behind an array of `count` elements starts.
-  template <class Next, class T>
-  static Next* behind(T* array, int64_t count) {
-    char* end = reinterpret_cast<char*>(array + count);
-    SPARSEPRUNE_FORBID(end);
-    return reinterpret_cast<Next*>(end + SPARSEPRUNE_GAP);
-  }
+  // Whether all slots that agree are kept and their score is known.
+  __device__ bool settled() const { return key_bits == 0 && inside == wanted; }
 };
 
-__global__ void start_kernel(State* state, Count* bins, int64_t k) {
-  for (int bin = threadIdx.x; bin < kBins; bin += kThreads) bins[bin] = 0;
-  if (threadIdx.x == 0) *state = {0, k, INT_MAX};
+// What every kernel gets.
+template <class Value>
+struct Search {
+  ScoreTable table;
+  TopkRequest request;
+  TopkResult result;
+  State* state;
+  Count* bins;      // [kBins], zero before a pass
+  int64_t* places;  // of the slots in the buffer
+  Key<Value>* keys;
+  int64_t capacity;  // of the buffer
+
+  __host__ __device__ int64_t last_place() const { return table.tiles * kTileSlots - 1; }
+};
+
+// Lays the arrays out in the workspace and returns its size; null asks for the size only.
+template <class Value>
+size_t lay_out(Search<Value>& search, char* workspace) {
+  size_t size = 0;
+  const auto array = [&](auto*& pointer, int64_t count) {
+    if (size > 0) {
+      if (workspace != nullptr) SPARSEPRUNE_FORBID(workspace + size);
+      size += SPARSEPRUNE_GAP;
+    }
+    if (workspace != nullptr) pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(workspace + size);
+    size += static_cast<size_t>(count) * sizeof(*pointer);
+  };
+  array(search.state, 1);
+  array(search.bins, kBins);
+  array(search.places, search.capacity);
+  array(search.keys, search.capacity);  // an even number of them, so that the table is aligned
+  array(search.table.entries, search.table.count);
+  return size;
 }
 
-// Adds the keys that start with the prefix to the bin of their next `width` bits, those from `shift` up.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    histogram_kernel(const ScoreEntry* table, int64_t count, int64_t chunks, State* state, Count* bins,
-                     int shift, int width, bool first) {
-  __shared__ uint32_t histogram[kBins];
+template <class Value>
+Search<Value> make_search(const TopkTensor* tensors, int64_t count) {
+  Search<Value> search{};
+  search.table = {nullptr, all_tiles(tensors, count), static_cast<int>(count)};
+  constexpr int64_t kFits = kBufferBytes / (sizeof(int64_t) + sizeof(Key<Value>));
+  const int64_t most = std::min({search.table.tiles * kTileSlots, kFits, int64_t{SPARSEPRUNE_MAX_COLLECTED}});
+  // The slots that share all digits but the last always fit, so that the last pass finds them collected.
+  search.capacity = std::max<int64_t>(most, kBins);
+  return search;
+}
+
+template <class Value>
+__global__ void __launch_bounds__(kThreads, kBlocks) start_kernel(Search<Value> search, int place_bits) {
+  const auto [status, threshold] = search.result;
+  for (int bin = threadIdx.x; bin < kBins; bin += kThreads) search.bins[bin] = 0;
+  for (int i = threadIdx.x; i < search.table.count; i += kThreads) status[2 + i] = 0;
+  if (threadIdx.x != 0) return;
+  const int64_t k = search.request.device_k != nullptr ? *search.request.device_k : search.request.k;
+  *search.state = {0, 0, 8 * sizeof(Value), place_bits, k, 0, 0, INT_MAX, Phase::kSearch};
+  status[0] = -1;
+  status[1] = 0;
+  *threshold = value_of(~uint64_t{0});
+}
+
+__device__ void clear(uint32_t* histogram) {
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) histogram[bin] = 0;
   __syncthreads();
-  const int lane = threadIdx.x % kWarp;
-  const uint64_t prefix = state->prefix;
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const int64_t tensor = tensor_of(table, count, chunk);
-    for_each_word<T>(table[tensor], chunk, [&](int, bool competes, T score) {
-      if (first && __ballot_sync(kFullWarp, score != score) != 0 && lane == 0) {
-        atomicMin(&state->first_nan, static_cast<int>(tensor));
-      }
-      const auto key = key_of(score);
-      const bool counts = competes && (first || key >> (shift + width) == prefix);
-      if (__ballot_sync(kFullWarp, counts) == 0) return;
-      // Scores of a pruned model are mostly equal (zero): one addition per distinct digit, not per key.
-      const unsigned digit = static_cast<unsigned>(key >> shift) & ((1u << width) - 1u);
-      const unsigned equals = __match_any_sync(kFullWarp, counts ? digit : unsigned{kBins});
-      if (counts && lane == __ffs(equals) - 1) atomicAdd(&histogram[digit], __popc(equals));
-    });
-  }
+}
+
+__device__ void flush(const uint32_t* histogram, Count* bins) {
   __syncthreads();
   for (int bin = threadIdx.x; bin < kBins; bin += kThreads) {
     if (histogram[bin] != 0) atomicAdd(&bins[bin], Count{histogram[bin]});
   }
 }
 
-// One block: finds the bin of the remaining-th largest key, extends the prefix by it and clears the bins.
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    narrow_kernel(State* state, Count* bins, int64_t* status, int width, bool first) {
+// Histograms the first digit of all slots. Zeros, which may be most of a pruned model, are counted in a
+// register; equal others meet in one increment of the hardware's, which adds the lanes up.
+template <class Value>
+__global__ void __launch_bounds__(kThreads, kBlocks) first_pass_kernel(Search<Value> search) {
+  constexpr int kShift = 8 * sizeof(Value) - kDigitBits;
+  __shared__ uint32_t histogram[kBins];
+  clear(histogram);
+  const bool largest = search.request.largest;
+  uint32_t zeros = 0;
+  for_each_tile<kThreads>(search.table, [&](int tensor, int64_t tile) {
+    bool nan = false;
+    const auto body = [&](int, unsigned competes, const Group<Value>& scores) {
+#pragma unroll
+      for (int i = 0; i < kGroup<Value>; ++i) {
+        if ((competes >> i & 1u) == 0) continue;
+        nan |= scores[i] != scores[i];
+        if (scores[i] == Value(0)) {
+          ++zeros;
+        } else {
+          atomicAdd(&histogram[key_of(scores[i], largest) >> kShift], 1u);
+        }
+      }
+    };
+    for_each_group<Value>(search.table.entries[tensor], tile, body);
+    if (nan) atomicMin(&search.state->first_nan, tensor);
+  });
+  if (zeros != 0) atomicAdd(&histogram[key_of(Value(0), largest) >> kShift], zeros);
+  flush(histogram, search.bins);
+}
+
+__device__ int width_of_digit(int bits) { return bits < kDigitBits ? bits : kDigitBits; }
+
+// The digit that comes after those known.
+__device__ unsigned next_digit(const State& state, uint64_t key, int64_t place) {
+  const bool in_key = state.key_bits > 0;
+  const int bits = in_key ? state.key_bits : state.place_bits, width = width_of_digit(bits);
+  const uint64_t digits = in_key ? key : static_cast<uint64_t>(place);
+  return static_cast<unsigned>(digits >> (bits - width)) & ((1u << width) - 1u);
+}
+
+enum class Standing { kOut, kInside, kAbove };
+
+// By the digits known, a slot is out or above the last one kept, or that is not known yet.
+template <class Key>
+__device__ Standing standing(const State& state, Key key, int64_t place) {
+  const Key digits = key >> state.key_bits, last = static_cast<Key>(state.key);
+  if (digits != last) return digits > last ? Standing::kAbove : Standing::kOut;
+  const uint64_t place_digits = static_cast<uint64_t>(place) >> state.place_bits;
+  if (place_digits != state.place) return place_digits > state.place ? Standing::kAbove : Standing::kOut;
+  return Standing::kInside;
+}
+
+// Appends slots of a warp's groups to the buffer; whole warps call. place is that of the first of the group.
+template <class Value>
+__device__ void collect(const Search<Value>& search, unsigned slots, const Group<Value>& scores,
+                        int64_t place) {
+  if (__ballot_sync(kFullWarp, slots != 0) == 0) return;
+  const int count = __popc(slots), inclusive = warp_inclusive_sum(count);
+  const int total = __shfl_sync(kFullWarp, inclusive, kWarp - 1);
+  Count at = threadIdx.x % kWarp == 0 ? atomicAdd(&search.state->collected, static_cast<Count>(total)) : 0;
+  at = __shfl_sync(kFullWarp, at, 0) + static_cast<Count>(inclusive - count);
+#pragma unroll
+  for (int i = 0; i < kGroup<Value>; ++i) {
+    if ((slots >> i & 1u) == 0) continue;
+    search.keys[at] = key_of(scores[i], search.request.largest);
+    search.places[at] = place - i;
+    ++at;
+  }
+}
+
+// Adds the number of bits that the lanes set in this tensor's words.
+__device__ void add_kept(const TopkResult& result, int tensor, unsigned own) {
+  const unsigned kept = __reduce_add_sync(kFullWarp, own);
+  if (threadIdx.x % kWarp == 0 && kept != 0) {
+    atomicAdd(reinterpret_cast<Count*>(&result.status[2 + tensor]), Count{kept});
+  }
+}
+
+// kSearch and kCollect: one walk over the data.
+template <class Value>
+__device__ void walk(const Search<Value>& search, uint32_t* histogram) {
+  const State& state = *search.state;
+  const bool writing = state.phase == Phase::kCollect, settled = state.settled();
+  const bool largest = search.request.largest;
+  const auto last = static_cast<Key<Value>>(state.key);
+  const int key_bits = state.key_bits;
+  int counted = 0;  // the tensor of own_kept
+  unsigned own_kept = 0;
+  for_each_tile<kThreads>(search.table, [&](int tensor, int64_t tile) {
+    const ScoreEntry& entry = search.table.entries[tensor];
+    uint32_t kept = 0;  // a group's bits a step
+    const auto body = [&](int step, unsigned competes, const Group<Value>& scores) {
+      unsigned above = 0, inside = 0;
+#pragma unroll
+      for (int i = 0; i < kGroup<Value>; ++i) {
+        const auto digits = key_of(scores[i], largest) >> key_bits;
+        above |= unsigned{digits > last} << i;
+        inside |= unsigned{digits == last} << i;
+      }
+      above &= competes;
+      inside &= competes;
+      const int64_t place = search.last_place() - group_position<Value>(tile, step);
+      if (inside != 0) {
+#pragma unroll
+        for (int i = 0; i < kGroup<Value>; ++i) {
+          if ((inside >> i & 1u) == 0) continue;
+          const auto key = key_of(scores[i], largest);
+          const Standing stands = standing(state, key, place - i);
+          if (stands == Standing::kInside) {
+            if (!settled) atomicAdd(&histogram[next_digit(state, key, place - i)], 1u);
+          } else {
+            inside ^= 1u << i;
+            above |= unsigned{stands == Standing::kAbove} << i;
+          }
+        }
+      }
+      kept |= (settled ? above | inside : above) << (kGroup<Value> * step);
+      if (writing && !settled) collect(search, inside, scores, place);
+    };
+    for_each_group<Value>(entry, tile, body);
+    if (!writing) return;
+    const uint32_t word = gather_word<Value>(kept);
+    const int64_t at = (tile - entry.first_tile) * kTileWords + tile_word<Value>();
+    if (at < entry.words) entry.kept[at] = word;
+    if (tensor != counted) {
+      add_kept(search.result, counted, own_kept);
+      own_kept = 0;
+      counted = tensor;
+    }
+    own_kept += static_cast<unsigned>(__popc(kept));
+  });
+  if (writing) add_kept(search.result, counted, own_kept);
+}
+
+template <class Value>
+__global__ void __launch_bounds__(kThreads, kBlocks) pass_kernel(Search<Value> search) {
+  const State& state = *search.state;
+  const bool refining = state.phase == Phase::kRefine;
+  const Count first = Count{blockIdx.x} * kThreads, stride = Count{gridDim.x} * kThreads;
+  if (state.phase == Phase::kDone || (refining && first >= state.collected)) return;
+  __shared__ uint32_t histogram[kBins];
+  clear(histogram);
+  if (refining) {
+    for (Count i = first + threadIdx.x; i < state.collected; i += stride) {
+      const auto key = search.keys[i];
+      const int64_t place = search.places[i];
+      if (standing(state, key, place) == Standing::kInside) {
+        atomicAdd(&histogram[next_digit(state, key, place)], 1u);
+      }
+    }
+  } else {
+    walk(search, histogram);
+  }
+  flush(histogram, search.bins);
+}
+
+// One block: the digit of the last slot that is kept is that of the bin in which the wanted-th slot from the
+// top lies. Clears the bins and decides what the next pass does.
+template <class Value>
+__global__ void __launch_bounds__(kThreads, kBlocks) narrow_kernel(Search<Value> search) {
+  const State state = *search.state;
+  if (state.phase == Phase::kDone) return;
   int64_t counts[kBinsPerThread], sum = 0;
   const int top = kBins - 1 - static_cast<int>(threadIdx.x) * kBinsPerThread;
 #pragma unroll
   for (int i = 0; i < kBinsPerThread; ++i) {
-    counts[i] = static_cast<int64_t>(bins[top - i]);
-    bins[top - i] = 0;
+    counts[i] = static_cast<int64_t>(search.bins[top - i]);
+    search.bins[top - i] = 0;
     sum += counts[i];
   }
-  const int64_t remaining = state->remaining;
   const BlockSum above = block_sum<kThreads>(sum);
-  if (first && threadIdx.x == 0) {
-    status[0] = state->first_nan == INT_MAX ? -1 : state->first_nan;
-    status[1] = above.total;
+  State next = state;
+  if (state.key_bits == 8 * sizeof(Value)) {
+    next.wanted = state.wanted < above.total ? state.wanted : above.total;
+    if (threadIdx.x == 0) {
+      search.result.status[0] = state.first_nan == INT_MAX ? -1 : state.first_nan;
+      search.result.status[1] = above.total;
+    }
   }
-  // Nothing to keep: the topmost bin, hence in the end the largest of all keys, which no number has. If the
-  // keys are fewer than k: no bin, so the prefix remains 0, which is below the key of every number.
-  const bool found =
-      remaining == 0 ? threadIdx.x == 0 : above.before < remaining && remaining <= above.before + sum;
-  if (!found) return;
-  int64_t before = above.before;
+  if (state.first_nan != INT_MAX || state.settled()) {
+    if (threadIdx.x == 0) search.state->phase = Phase::kDone;
+    return;
+  }
+  if (next.wanted <= 0) {  // the last slot kept is above all: no number has this key
+    next = {~uint64_t{0}, 0, 0, 0, 0, 0, 0, INT_MAX, Phase::kCollect};
+    if (threadIdx.x == 0) *search.state = next;
+    return;
+  }
+  if (next.wanted <= above.before || next.wanted > above.before + sum) return;
+  next.wanted -= above.before;
   int digit = top;
 #pragma unroll
   for (int i = 0; i < kBinsPerThread; ++i) {
-    if (before + counts[i] < remaining) {
-      before += counts[i];
-      digit = top - i - 1;
-    } else {
-      break;
+    next.inside = counts[i];
+    if (next.wanted <= counts[i]) break;
+    next.wanted -= counts[i];
+    --digit;
+  }
+  if (state.key_bits > 0) {
+    const int width = width_of_digit(state.key_bits);
+    next.key = state.key << width | static_cast<unsigned>(digit);
+    next.key_bits -= width;
+    const auto key = static_cast<Key<Value>>(next.key);
+    if (next.key_bits == 0) *search.result.threshold = value_of_key<Value>(key, search.request.largest);
+  } else {
+    const int width = width_of_digit(state.place_bits);
+    next.place = state.place << width | static_cast<unsigned>(digit);
+    next.place_bits -= width;
+  }
+  if (state.phase == Phase::kSearch) {
+    next.phase = next.settled() || next.inside <= search.capacity ? Phase::kCollect : Phase::kSearch;
+  } else {
+    next.phase = next.settled() ? Phase::kDone : Phase::kRefine;
+  }
+  *search.state = next;
+}
+
+// Sets the bits of the slots in the buffer that are kept.
+template <class Value>
+__global__ void __launch_bounds__(kThreads, kBlocks) patch_kernel(Search<Value> search) {
+  const State state = *search.state;
+  const Count lane = threadIdx.x % kWarp, stride = Count{gridDim.x} * kThreads;
+  for (Count base = Count{blockIdx.x} * kThreads + threadIdx.x - lane; base < state.collected;
+       base += stride) {
+    const Count i = base + lane;
+    int tensor = -1;
+    if (i < state.collected && standing(state, search.keys[i], search.places[i]) != Standing::kOut) {
+      const int64_t position = search.last_place() - search.places[i], tile = position / kTileSlots;
+      tensor = tensor_of(search.table, tile);
+      const ScoreEntry& entry = search.table.entries[tensor];
+      const int64_t slot = position - entry.first_tile * kTileSlots;
+      atomicOr(&entry.kept[slot / 32], 1u << (slot % 32));
+    }
+    const unsigned same = __match_any_sync(kFullWarp, tensor);
+    if (tensor >= 0 && static_cast<int>(lane) == __ffs(static_cast<int>(same)) - 1) {
+      atomicAdd(reinterpret_cast<Count*>(&search.result.status[2 + tensor]),
+                static_cast<Count>(__popc(same)));
     }
   }
-  state->prefix = (state->prefix << width) | static_cast<unsigned>(digit);
-  state->remaining = remaining - before;
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    count_ties_kernel(const ScoreEntry* table, int64_t count, int64_t chunks, const State* state,
-                      int64_t* ties) {
-  const uint64_t threshold = state->prefix;
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    int64_t own = 0;
-    for_each_word<T>(table[tensor_of(table, count, chunk)], chunk,
-                     [&](int, bool competes, T score) { own += competes && key_of(score) == threshold; });
-    const int64_t total = block_sum<kThreads>(own).total;
-    if (threadIdx.x == 0) ties[chunk] = total;
+template <class Value>
+cudaError_t select(const TopkTensor* tensors, int64_t count, TopkRequest request, TopkResult result,
+                   void* workspace, cudaStream_t stream) {
+  auto search = make_search<Value>(tensors, count);
+  search.request = request;
+  search.result = result;
+  lay_out(search, static_cast<char*>(workspace));
+  int place_bits = 0;
+  while (search.last_place() >> place_bits > 0) ++place_bits;
+
+  cudaError_t error = launch(start_kernel<Value>, dim3(1), kThreads, stream, search, place_bits);
+  if (error == cudaSuccess) error = store_table(tensors, search.table, stream);
+  if (search.table.tiles == 0) return error;
+  const auto run = [&](void (*kernel)(Search<Value>), dim3 grid) {
+    if (error == cudaSuccess) error = launch(kernel, grid, kThreads, stream, search);
+  };
+  const dim3 grid = grid_for(search.table.tiles, kThreads / kWarp, kMaxScanBlocks);
+  const auto digits_of = [](int bits) { return (bits + kDigitBits - 1) / kDigitBits; };
+  const int digits = digits_of(8 * sizeof(Value)) + digits_of(place_bits);
+  for (int digit = 0; digit < digits; ++digit) {
+    run(digit == 0 ? first_pass_kernel<Value> : pass_kernel<Value>, grid);
+    run(narrow_kernel<Value>, dim3(1));
   }
+  run(patch_kernel<Value>, grid_for(search.capacity, kThreads, kMaxScanBlocks));
+  return error;
 }
 
-// One block: counts per chunk -> counts in all chunks before.
-__global__ void __launch_bounds__(kThreads, kBlocks) prefix_kernel(int64_t* ties, int64_t chunks) {
-  int64_t carry = 0;
-  for (int64_t base = 0; base < chunks; base += kThreads) {
-    const int64_t chunk = base + threadIdx.x;
-    const BlockSum sum = block_sum<kThreads>(chunk < chunks ? ties[chunk] : 0);
-    if (chunk < chunks) ties[chunk] = carry + sum.before;
-    carry += sum.total;
-  }
-}
-
-// The lowest `count` bits set in `word`, or all of them.
-__device__ uint32_t lowest_bits(uint32_t word, int64_t count) {
-  if (count >= __popc(word)) return word;
-  uint32_t rest = word;
-  for (; count > 0; --count) rest &= rest - 1u;
-  return word & ~rest;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    select_kernel(const ScoreEntry* table, int64_t count, int64_t chunks, const State* state,
-                  const int64_t* ties) {
-  const int lane = threadIdx.x % kWarp;
-  const uint64_t threshold = state->prefix;
-  const int64_t remaining = state->remaining;
-  for (int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
-    const ScoreEntry entry = table[tensor_of(table, count, chunk)];
-    uint32_t larger = 0, equal = 0;
-    for_each_word<T>(entry, chunk, [&](int i, bool competes, T score) {
-      const auto key = key_of(score);
-      const uint32_t larger_bits = __ballot_sync(kFullWarp, competes && key > threshold);
-      const uint32_t equal_bits = __ballot_sync(kFullWarp, competes && key == threshold);
-      larger = lane == i ? larger_bits : larger;
-      equal = lane == i ? equal_bits : equal;
-    });
-    const int64_t before = ties[chunk] + block_sum<kThreads>(__popc(equal)).before;
-    const int64_t word = (chunk - entry.first_chunk) * kChunkWords + threadIdx.x;
-    if (word < entry.words) entry.kept[word] = larger | lowest_bits(equal, remaining - before);
-  }
-}
-
-template <class T>
-cudaError_t select(const Workspace& space, int64_t count, int64_t chunks, int64_t* status,
-                   cudaStream_t stream) {
-  constexpr int kKeyBits = 8 * sizeof(T);
-  const dim3 grid = grid_for(chunks, 1, kMaxScanBlocks);
-  cudaError_t error = cudaSuccess;
-  for (int above = kKeyBits; above > 0 && error == cudaSuccess; above -= kDigitBits) {
-    const int width = std::min(above, kDigitBits);
-    const bool first = above == kKeyBits;
-    if (chunks > 0) {
-      error = launch(histogram_kernel<T>, grid, kThreads, stream, space.table, count, chunks, space.state,
-                     space.bins, above - width, width, first);
-    }
-    if (error == cudaSuccess) {
-      error = launch(narrow_kernel, dim3(1), kThreads, stream, space.state, space.bins, status, width, first);
-    }
-  }
-  if (chunks == 0 || error != cudaSuccess) return error;
-  error = launch(count_ties_kernel<T>, grid, kThreads, stream, space.table, count, chunks, space.state,
-                 space.ties);
-  if (error != cudaSuccess) return error;
-  error = launch(prefix_kernel, dim3(1), kThreads, stream, space.ties, chunks);
-  if (error != cudaSuccess) return error;
-  return launch(select_kernel<T>, grid, kThreads, stream, space.table, count, chunks, space.state,
-                space.ties);
+bool in_double(const TopkTensor* tensors, int64_t count) {
+  return std::any_of(tensors, tensors + count,
+                     [](const TopkTensor& t) { return t.dtype == Dtype::kFloat64; });
 }
 
 }  // namespace
 
 size_t topk_mask_workspace_size(const TopkTensor* tensors, int64_t count) {
-  return Workspace::size(count, all_chunks(tensors, count));
+  const auto size = [](auto search) { return lay_out(search, nullptr); };
+  return in_double(tensors, count) ? size(make_search<double>(tensors, count))
+                                   : size(make_search<float>(tensors, count));
 }
 
-cudaError_t topk_mask(const TopkTensor* tensors, int64_t count, Dtype dtype, int64_t k, int64_t* status,
+cudaError_t topk_mask(const TopkTensor* tensors, int64_t count, TopkRequest request, TopkResult result,
                       void* workspace, cudaStream_t stream) {
-  if (dtype != Dtype::kFloat32 && dtype != Dtype::kFloat64) return cudaErrorInvalidValue;
-  const int64_t chunks = all_chunks(tensors, count);
-  const Workspace space(workspace, chunks);
-  cudaError_t error = launch(start_kernel, dim3(1), kThreads, stream, space.state, space.bins, k);
-  if (error == cudaSuccess) error = store_table(tensors, count, space.table, stream);
-  if (error != cudaSuccess) return error;
-  return dtype == Dtype::kFloat32 ? select<float>(space, count, chunks, status, stream)
-                                  : select<double>(space, count, chunks, status, stream);
+  const auto run = in_double(tensors, count) ? select<double> : select<float>;
+  return run(tensors, count, request, result, workspace, stream);
 }
 
 }  // namespace sparseprune::cuda

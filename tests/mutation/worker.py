@@ -22,7 +22,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from cases import OPS, Backend, linear_inputs, score_cases  # noqa: E402
 from simt.harness import Emulated  # noqa: E402
-from simt.reserved import LastBlock  # noqa: E402
+from simt.reserved import OuterBlocks  # noqa: E402
 
 from sparseprune.ops import native  # noqa: E402
 
@@ -93,9 +93,7 @@ def cuda_checks(job: dict) -> Iterator[Check]:
                 lambda op=op, dtype=dtype: simt.test_agrees_with_the_reference(machine, op, dtype),
             )
     if "topk_mask" in job["units"]:
-        for name in ("many_tensors_share_one_selection", "signed_zeros_are_one_score"):
-            yield name, lambda name=name: getattr(simt, f"test_{name}")(machine)
-        yield "first NaN", lambda: simt.test_the_first_nan_that_competes_is_reported(machine)
+        yield from selection_checks(machine)
     if "mask_bits" in job["units"]:
         yield "many words", lambda: simt.test_rows_of_many_words_are_counted(machine)
     if "masked_linear" in job["units"]:
@@ -114,13 +112,25 @@ def cuda_checks(job: dict) -> Iterator[Check]:
                 yield name, lambda name=name: beyond_31_bits(large, module, name)
 
 
+def selection_checks(machine: Emulated) -> Iterator[Check]:
+    selection = importlib.import_module("test_simt_topk")
+    for name, test in vars(selection).items():
+        if name.startswith("test_") and not hasattr(test, "pytestmark"):
+            yield name, lambda test=test: test(machine)
+    for shift in (0, 1):
+        yield "any scores", lambda shift=shift: selection.test_any_scores(machine, shift)
+    for case in ("equal", "two values", "zeros", "one bin"):
+        for dtype in (torch.float32, torch.float64):
+            yield case, lambda case=case, dtype=dtype: selection.test_more_than_can_be_collected(machine, case, dtype)
+
+
 def patched(test: Callable[..., object], *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         test(patch, *arguments)
 
 
 def beyond_31_bits(large, module, name: str) -> None:
-    with LastBlock(module) as machine:
+    with OuterBlocks(module) as machine:
         getattr(large, name)(machine)
 
 

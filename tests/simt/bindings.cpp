@@ -52,20 +52,23 @@ void conv_grad(Address a, Address b, Address words, Address out, std::array<int6
                  static_cast<Dtype>(dtype), nullptr));
 }
 
-using TensorRow = std::tuple<Address, Address, Address, int64_t, int64_t>;
+// The members of TopkTensor in order.
+using TensorRow = std::tuple<Address, Address, Address, Address, int64_t, int64_t, int, int>;
 
 std::vector<TopkTensor> topk_tensors(const std::vector<TensorRow>& rows) {
   std::vector<TopkTensor> tensors;
-  for (const auto& [scores, candidates, kept, height, width] : rows) {
-    tensors.push_back({at<void>(scores), at<uint32_t>(candidates), at<uint32_t>(kept), height, width});
+  for (const auto& [scores, gradients, candidates, kept, height, width, dtype, formula] : rows) {
+    tensors.push_back({at<void>(scores), at<void>(gradients), at<uint32_t>(candidates), at<uint32_t>(kept),
+                       height, width, static_cast<Dtype>(dtype), static_cast<Formula>(formula)});
   }
   return tensors;
 }
 
-void topk(const std::vector<TensorRow>& rows, int dtype, int64_t k, Address status, Address workspace) {
+void topk(const std::vector<TensorRow>& rows, int64_t k, Address device_k, bool largest, Address status,
+          Address threshold, Address workspace) {
   const auto tensors = topk_tensors(rows);
-  check(topk_mask(tensors.data(), static_cast<int64_t>(tensors.size()), static_cast<Dtype>(dtype), k,
-                  at<int64_t>(status), at<void>(workspace), nullptr));
+  check(topk_mask(tensors.data(), static_cast<int64_t>(tensors.size()), {k, at<int64_t>(device_k), largest},
+                  {at<int64_t>(status), at<double>(threshold)}, at<void>(workspace), nullptr));
 }
 
 size_t topk_workspace(const std::vector<TensorRow>& rows) {
@@ -79,6 +82,7 @@ PYBIND11_MODULE(simt_kernels, m) {
   m.def("set_seed", &simt::set_seed);
   m.def("set_buffers", &simt::set_buffers);
   m.def("set_grids", &simt::set_grids);
+  m.def("set_max_collected", &simt::set_max_collected);
   m.def("selftest", &simt::selftest);
   m.def("pack_mask", [](Address mask, Address words, int64_t rows, int64_t columns) {
     check(pack_mask(at<uint8_t>(mask), at<uint32_t>(words), rows, columns, nullptr));

@@ -36,6 +36,7 @@ MACHINE_FLAGS = (*FLAGS, f"-I{HERE / 'include'}", f"-I{CSRC / 'include'}")
 KERNEL_FLAGS = (
     *MACHINE_FLAGS,
     "-DSPARSEPRUNE_MAX_BLOCKS=simt::max_blocks()",
+    "-DSPARSEPRUNE_MAX_COLLECTED=simt::max_collected()",
     "-DSPARSEPRUNE_GAP=simt::kGap",
     "-DSPARSEPRUNE_FORBID=simt::forbid",
     "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero",

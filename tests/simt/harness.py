@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -57,19 +56,32 @@ class Emulated:
         self._run("count_mask", {"words": words}, {"counts": counts}, *words.shape)
         return counts
 
-    def topk_mask(self, scores: list[Tensor], candidates: list[Tensor], k: int) -> list[Tensor]:
-        scores, candidates = map(self.place, scores), map(self.place, candidates)
-        pairs = list(itertools.zip_longest(scores, candidates))
-        kept = [self.output((len(s), _row_words(s.shape[1])), torch.int32) for s, _ in pairs]
-        rows = [(_address(s), _address(c), _address(w), *s.shape) for (s, c), w in zip(pairs, kept, strict=True)]
-        status = self.output((2,), torch.int64)
-        workspace = self.output((self.kernels.topk_workspace(rows) // 8,), torch.int64)
-        inputs = {f"{n}[{i}]": t for i, pair in enumerate(pairs) for n, t in zip(("scores", "candidates"), pair)}
-        outputs = {f"kept[{i}]": w for i, w in enumerate(kept)} | {"status": status, "workspace": workspace}
-        dtype = DTYPES.index(pairs[0][0].dtype if pairs else torch.float32)
-        arguments = [rows, dtype, k, _address(status), _address(workspace)]
+    def topk_mask(
+        self,
+        scores: list[Tensor],
+        gradients: list[Tensor],
+        candidates: list[Tensor],
+        formulas: list[int],
+        k: int,
+        k_tensor: Tensor | None,
+        largest: bool,
+    ) -> list[Tensor]:
+        columns = {"scores": scores, "gradients": gradients, "candidates": candidates}
+        placed = {n: [self.place(t) for t in column] or [None] * len(scores) for n, column in columns.items()}
+        kept = [self.output((len(s), _row_words(s.shape[1])), torch.int32) for s in scores]
+        rows = [
+            (*map(_address, pointers), *pointers[0].shape, DTYPES.index(pointers[0].dtype), formula)
+            for *pointers, formula in zip(*placed.values(), kept, formulas, strict=True)
+        ]
+        status, threshold = self.output((2 + len(scores),), torch.int64), self.output((1,), torch.float64)
+        workspace = self.output((-(-self.kernels.topk_workspace(rows) // 8),), torch.int64)
+        k_tensor = self.place(k_tensor)
+        inputs = {f"{n}[{i}]": t for n, column in placed.items() for i, t in enumerate(column)} | {"k": k_tensor}
+        outputs = {f"kept[{i}]": w for i, w in enumerate(kept)}
+        outputs |= {"status": status, "threshold": threshold, "workspace": workspace}
+        arguments = [rows, k, _address(k_tensor), largest, *map(_address, (status, threshold, workspace))]
         self._checked("topk_mask", inputs, outputs, arguments)
-        return [*kept, status]
+        return [*kept, status, threshold]
 
     def masked_linear(self, x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
         sizes = [len(x), x.shape[1], len(weight)]

@@ -20,8 +20,8 @@ def reserved(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(pages, dtype=dtype, count=torch.Size(shape).numel()).view(shape)
 
 
-class LastBlock(Emulated):
-    """Runs only the last block of every grid, whose size is not bounded, on arrays that are used in place."""
+class OuterBlocks(Emulated):
+    """Runs only the first and the last block of every grid, whose size is not bounded, on arrays that are used in place."""
 
     def output(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return reserved(shape, dtype)
@@ -29,7 +29,7 @@ class LastBlock(Emulated):
     def place(self, tensor: Tensor | None) -> Tensor | None:
         return tensor
 
-    def __enter__(self) -> LastBlock:
+    def __enter__(self) -> OuterBlocks:
         self.kernels.set_grids(2**31 - 1, True)
         return self
 

@@ -24,7 +24,8 @@ Place place;
 namespace {
 
 constexpr unsigned kYieldOneIn = 4;
-constexpr int64_t kDefaultMaxBlocks = 3;  // so few that every kernel has to stride
+constexpr int64_t kDefaultMaxBlocks = 3;     // so few that every kernel has to stride
+constexpr int64_t kDefaultMaxCollected = 0;  // as few as a selection can do with
 
 enum class State { kReady, kAtBarrier, kAtMeeting, kDone };
 
@@ -54,7 +55,8 @@ struct Machine {
   uint64_t change_one_in = 1;
   uint64_t seed = 0;
   int64_t max_blocks = kDefaultMaxBlocks;
-  bool last_block_only = false;
+  bool outer_blocks_only = false;
+  int64_t max_collected = kDefaultMaxCollected;
   std::mt19937_64 random;
   std::string failure;
 };
@@ -170,7 +172,7 @@ void run_block() {
 std::vector<uint64_t> blocks_of(dim3 grid) {
   Machine& m = machine();
   const uint64_t count = uint64_t{grid.x} * grid.y * grid.z;
-  if (m.last_block_only) return {count - 1};
+  if (m.outer_blocks_only) return count == 1 ? std::vector<uint64_t>{0} : std::vector<uint64_t>{count - 1, 0};
   std::vector<uint64_t> order(count);
   for (uint64_t i = 0; i < count; ++i) order[i] = i;
   std::shuffle(order.begin(), order.end(), m.random);
@@ -190,9 +192,13 @@ void set_seed(uint64_t seed) { machine().seed = seed; }
 
 int64_t max_blocks() { return machine().max_blocks; }
 
-void set_grids(int64_t max_blocks, bool last_block_only) {
+int64_t max_collected() { return machine().max_collected; }
+
+void set_max_collected(int64_t bound) { machine().max_collected = bound; }
+
+void set_grids(int64_t max_blocks, bool outer_blocks_only) {
   machine().max_blocks = max_blocks > 0 ? max_blocks : kDefaultMaxBlocks;
-  machine().last_block_only = last_block_only;
+  machine().outer_blocks_only = outer_blocks_only;
 }
 
 void run_grid(uintptr_t kernel, dim3 grid, dim3 block, size_t shared_bytes,

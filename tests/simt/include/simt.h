@@ -75,10 +75,14 @@ void set_buffers(std::vector<Buffer> buffers);
 constexpr size_t kGap = 64;
 void forbid(const void* address);
 
-// The bound on a grid that the kernels are compiled with, and whether later launches run their last block
-// alone: both are for indices beyond 2^31, where running all blocks would take hours.
+// The bound on a grid that the kernels are compiled with, and whether later launches run their first and last
+// block alone: both are for indices beyond 2^31, where running all blocks would take hours.
 int64_t max_blocks();
-void set_grids(int64_t max_blocks, bool last_block_only);
+void set_grids(int64_t max_blocks, bool outer_blocks_only);
+
+// The bound on the slots that a selection collects.
+int64_t max_collected();
+void set_max_collected(int64_t bound);
 
 // Throws what went wrong on the host's side of the launches since the last call.
 void raise_pending();

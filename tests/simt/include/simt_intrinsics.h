@@ -130,8 +130,20 @@ T atomicMin(T* address, std::common_type_t<T> value) {
   return simt::atomic(address, [&](T old) { return value < old ? value : old; });
 }
 
+template <class T>
+T atomicOr(T* address, std::common_type_t<T> value) {
+  return simt::atomic(address, [&](T old) { return old | value; });
+}
+
+// A load that the kernel promises nobody writes meanwhile.
+template <class T>
+T __ldg(const T* address) {
+  return *address;
+}
+
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline unsigned __float_as_uint(float value) { return simt::bits_as<unsigned>(value); }
 inline float __uint_as_float(unsigned value) { return simt::bits_as<float>(value); }
 inline long long __double_as_longlong(double value) { return simt::bits_as<long long>(value); }
+inline double __longlong_as_double(long long value) { return simt::bits_as<double>(value); }
