@@ -9,6 +9,7 @@ import torch
 from cases import score_cases
 from simt.build import build
 from simt.harness import DTYPES, Emulated
+from simt.planted import without
 from simt.selection import assert_selects, words_of
 
 from sparseprune.ops.bitmask import as_rows
@@ -221,3 +222,23 @@ def test_results_do_not_depend_on_the_schedule(machine):
         result = machine.topk_mask(*inputs)
         first = first or result
         assert all(torch.equal(a, b) for a, b in zip(result, first, strict=True))
+
+
+def test_the_data_are_read_no_more_often_than_promised(pytestconfig):
+    """On kernels that add 2^40 to the number of competing slots for each walk after the first."""
+    part = "  const State& state = *search.state;\n  const bool writing"
+    count = "  if (blockIdx.x == 0 && threadIdx.x == 0) search.result.status[1] += int64_t{1} << 40;\n"
+    edit = {"topk_mask.cu": without(part, 0, count + part)}
+    machine = Emulated(build(pytestconfig.cache.mkdir("simt"), edit, kernels=["topk_mask"]))
+
+    def reads(scores, k):
+        *_, status, _ = machine.topk_mask(*plain([scores], k))
+        return 1 + (int(status[1]) >> 40)
+
+    spread, bits = torch.randn(3, 3000), torch.arange(OVERFLOW)
+    assert reads(spread, 100) == 2
+    assert reads((1 + bits * 2.0**-14).view(1, -1), 2000) == 3  # 4096 of them share 11 bits
+    assert reads(torch.ones(2, OVERFLOW), 100) == 5
+    assert reads(torch.ones(2, OVERFLOW), 2 * OVERFLOW) == 4
+    assert reads(torch.ones(2, OVERFLOW).double(), 100) == 8
+    assert reads(spread, 0) == 2

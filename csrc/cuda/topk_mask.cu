@@ -12,94 +12,24 @@
 // tensor.
 //
 // Budget: 64 registers, 8192 bytes of shared memory, no spills.
+#include "sparseprune/cuda/topk_mask.h"
+
 #include <algorithm>
 #include <climits>
-#include <type_traits>
 
 #include "block.cuh"
 #include "launch.cuh"
 #include "score_table.cuh"
 #include "score_values.cuh"
-#include "sparseprune/cuda/topk_mask.h"
-
-// Bounds the slots in the buffer; tests lower it, so that small inputs overflow.
-#ifndef SPARSEPRUNE_MAX_COLLECTED
-#define SPARSEPRUNE_MAX_COLLECTED INT64_MAX
-#endif
+#include "topk_search.cuh"
 
 namespace sparseprune::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocks = 4;  // per multiprocessor: 64 registers a thread
-constexpr int kDigitBits = 11;
-constexpr int kBins = 1 << kDigitBits;
 constexpr int kBinsPerThread = kBins / kThreads;
 constexpr int kMaxScanBlocks = 1024;  // 8 on each of 128 multiprocessors; more only flush more histograms
-constexpr int64_t kBufferBytes = 3 << 20;
-
-using Count = unsigned long long;
-
-// What the next pass does: histogram the data, write words and collect, histogram the buffer, nothing.
-enum class Phase : int { kSearch, kCollect, kRefine, kDone };
-
-struct State {
-  uint64_t key, place;       // the digits known of the last slot that is kept
-  int key_bits, place_bits;  // how many bits of either are not known yet
-  int64_t wanted, inside;    // of the slots that agree with them: how many to keep, how many there are
-  Count collected;
-  int first_nan;  // lowest tensor index with a competing NaN, or INT_MAX
-  Phase phase;
-
-  // Whether all slots that agree are kept and their score is known.
-  __device__ bool settled() const { return key_bits == 0 && inside == wanted; }
-};
-
-// What every kernel gets.
-template <class Value>
-struct Search {
-  ScoreTable table;
-  TopkRequest request;
-  TopkResult result;
-  State* state;
-  Count* bins;      // [kBins], zero before a pass
-  int64_t* places;  // of the slots in the buffer
-  Key<Value>* keys;
-  int64_t capacity;  // of the buffer
-
-  __host__ __device__ int64_t last_place() const { return table.tiles * kTileSlots - 1; }
-};
-
-// Lays the arrays out in the workspace and returns its size; null asks for the size only.
-template <class Value>
-size_t lay_out(Search<Value>& search, char* workspace) {
-  size_t size = 0;
-  const auto array = [&](auto*& pointer, int64_t count) {
-    if (size > 0) {
-      if (workspace != nullptr) SPARSEPRUNE_FORBID(workspace + size);
-      size += SPARSEPRUNE_GAP;
-    }
-    if (workspace != nullptr) pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(workspace + size);
-    size += static_cast<size_t>(count) * sizeof(*pointer);
-  };
-  array(search.state, 1);
-  array(search.bins, kBins);
-  array(search.places, search.capacity);
-  array(search.keys, search.capacity);  // an even number of them, so that the table is aligned
-  array(search.table.entries, search.table.count);
-  return size;
-}
-
-template <class Value>
-Search<Value> make_search(const TopkTensor* tensors, int64_t count) {
-  Search<Value> search{};
-  search.table = {nullptr, all_tiles(tensors, count), static_cast<int>(count)};
-  constexpr int64_t kFits = kBufferBytes / (sizeof(int64_t) + sizeof(Key<Value>));
-  const int64_t most = std::min({search.table.tiles * kTileSlots, kFits, int64_t{SPARSEPRUNE_MAX_COLLECTED}});
-  // The slots that share all digits but the last always fit, so that the last pass finds them collected.
-  search.capacity = std::max<int64_t>(most, kBins);
-  return search;
-}
 
 template <class Value>
 __global__ void __launch_bounds__(kThreads, kBlocks) start_kernel(Search<Value> search, int place_bits) {
@@ -156,28 +86,6 @@ __global__ void __launch_bounds__(kThreads, kBlocks) first_pass_kernel(Search<Va
   flush(histogram, search.bins);
 }
 
-__device__ int width_of_digit(int bits) { return bits < kDigitBits ? bits : kDigitBits; }
-
-// The digit that comes after those known.
-__device__ unsigned next_digit(const State& state, uint64_t key, int64_t place) {
-  const bool in_key = state.key_bits > 0;
-  const int bits = in_key ? state.key_bits : state.place_bits, width = width_of_digit(bits);
-  const uint64_t digits = in_key ? key : static_cast<uint64_t>(place);
-  return static_cast<unsigned>(digits >> (bits - width)) & ((1u << width) - 1u);
-}
-
-enum class Standing { kOut, kInside, kAbove };
-
-// By the digits known, a slot is out or above the last one kept, or that is not known yet.
-template <class Key>
-__device__ Standing standing(const State& state, Key key, int64_t place) {
-  const Key digits = key >> state.key_bits, last = static_cast<Key>(state.key);
-  if (digits != last) return digits > last ? Standing::kAbove : Standing::kOut;
-  const uint64_t place_digits = static_cast<uint64_t>(place) >> state.place_bits;
-  if (place_digits != state.place) return place_digits > state.place ? Standing::kAbove : Standing::kOut;
-  return Standing::kInside;
-}
-
 // Appends slots of a warp's groups to the buffer; whole warps call. place is that of the first of the group.
 template <class Value>
 __device__ void collect(const Search<Value>& search, unsigned slots, const Group<Value>& scores,
@@ -196,12 +104,14 @@ __device__ void collect(const Search<Value>& search, unsigned slots, const Group
   }
 }
 
-// Adds the number of bits that the lanes set in this tensor's words.
+__device__ Count* kept_of(const TopkResult& result, int tensor) {
+  return reinterpret_cast<Count*>(&result.status[2 + tensor]);
+}
+
+// Adds the number of bits that the lanes set in this tensor's words; whole warps call.
 __device__ void add_kept(const TopkResult& result, int tensor, unsigned own) {
   const unsigned kept = __reduce_add_sync(kFullWarp, own);
-  if (threadIdx.x % kWarp == 0 && kept != 0) {
-    atomicAdd(reinterpret_cast<Count*>(&result.status[2 + tensor]), Count{kept});
-  }
+  if (threadIdx.x % kWarp == 0 && kept != 0) atomicAdd(kept_of(result, tensor), Count{kept});
 }
 
 // kSearch and kCollect: one walk over the data.
@@ -361,8 +271,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) patch_kernel(Search<Value> 
     }
     const unsigned same = __match_any_sync(kFullWarp, tensor);
     if (tensor >= 0 && static_cast<int>(lane) == __ffs(static_cast<int>(same)) - 1) {
-      atomicAdd(reinterpret_cast<Count*>(&search.result.status[2 + tensor]),
-                static_cast<Count>(__popc(same)));
+      atomicAdd(kept_of(search.result, tensor), static_cast<Count>(__popc(same)));
     }
   }
 }
