@@ -3,7 +3,8 @@
 Expected, 25.6 M scores on two cores: one read of 102 MB is 1.1 ms; a radix selection reads twice to thrice, 4-8 ms;
 kthvalue about 190 ms on one thread, sort 2 s. numpy.partition (AVX-512 quickselect, 25 ms) is the strongest rival
 until most scores are tied zeros, the normal state of iterative pruning, where it falls behind everybody. On a GPU
-kthvalue gives a slice to one thread block: expected to lose to sort by 20x and to one read by far more.
+kthvalue gives a slice to one thread block: expected to lose to sort by 20x and to one read by far more. The rivals to
+fear there are CUB's: its top-k reads the scores about as often as ours does, after `cat` has copied them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from torch.nn.utils import prune
 import sparseprune as sp
 from sparseprune.ops.topk_mask import IMPLEMENTATIONS
 
+from . import cub
 from .published import published_threshold
 from .rows import OURS, PEER, AbsentError, Plan, Row, Timed, WrongResultError, ours, unless_refused
 
 TENSORS = 54  # as many as a ResNet-50 has
+SAMPLE = 2**16
 
 
 @lru_cache(maxsize=1)
@@ -69,6 +72,27 @@ def by_partition(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     return [s >= threshold for s in scores]
 
 
+def by_cub_sort(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    threshold = cub.sort_descending(torch.cat(scores))[k - 1]
+    return [s >= threshold for s in scores]
+
+
+def by_cub_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    threshold = cub.top_k(torch.cat(scores), k).min()
+    return [s >= threshold for s in scores]
+
+
+def by_cub_select(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Sorts only what is above a bound that a sample suggests, unless that is too little."""
+    flat = torch.cat(scores)
+    sample = flat[:: max(1, len(flat) // SAMPLE)]
+    rank = round(1.05 * k / len(flat) * len(sample)) + 16
+    bound = sample.topk(min(rank, len(sample))).values[-1]
+    candidates = cub.at_least(flat, float(bound))
+    threshold = cub.sort_descending(candidates if len(candidates) >= k else flat)[k - 1]
+    return [s >= threshold for s in scores]
+
+
 def by_torch_prune(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     modules = [torch.nn.Module() for _ in scores]
     for module, score in zip(modules, scores, strict=True):
@@ -83,6 +107,9 @@ PEERS: dict[str, Callable[[Sequence[Tensor], int], list[Tensor]]] = {
     "cat + topk": by_topk,
     "cat + sort": by_sort,
     "cat + numpy.partition": by_partition,
+    "cat + CUB DeviceRadixSort": by_cub_sort,
+    "cat + CUB DeviceTopK": by_cub_topk,
+    "cat + CUB DeviceSelect, then sort": by_cub_select,
     "torch.nn.utils.prune": by_torch_prune,
 }
 
