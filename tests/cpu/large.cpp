@@ -286,7 +286,7 @@ bool unpack() {
 }
 
 bool count() {
-  const int64_t rows = kBig / 64 + 9, row_words = 64;
+  const int64_t rows = kBig / 32 + 9, row_words = 64;
   int32_t* words = reserve<int32_t>(rows * row_words);
   int64_t* counts = reserve<int64_t>(rows);
   for (int64_t i = 1; i <= 70; ++i) words[rows * row_words - i] = 5;
