@@ -42,6 +42,7 @@ wheel-test: setup
 	cd / && $(CURDIR)/build/wheel-venv/bin/sparseprune info
 
 # The CPU kernels under AddressSanitizer and UBSan: the tests of the ops again, on a build in a folder of its own.
+# (Under ThreadSanitizer they run in tests/test_cpu_races.py, which needs no torch: it reports torch's own threads.)
 sanitize: setup
 	rm -rf build/sanitize
 	SPARSEPRUNE_SANITIZE=address,undefined SPARSEPRUNE_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/sanitize

@@ -126,7 +126,7 @@ class Build(build_ext):
         variant = f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
         work = ROOT / "build" / f"native-{sys.implementation.cache_tag}{variant}"
         work.mkdir(parents=True, exist_ok=True)
-        built = self.write_ninja(work)
+        built = self.write_ninja(work, with_benchmarks=in_source)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
         command = [sys.executable, "-m", "ninja", "-f", str(work / "build.ninja"), "-j", jobs]
         if subprocess.run(command, cwd=ROOT).returncode != 0:
@@ -146,7 +146,7 @@ class Build(build_ext):
         library = Path(self.build_lib, "sparseprune", "lib")
         return [*super().get_outputs(), *map(str, sorted(library.glob("*.so")))]
 
-    def write_ninja(self, work: Path) -> list[str]:
+    def write_ninja(self, work: Path, with_benchmarks: bool) -> list[str]:
         from ninja.ninja_syntax import Writer  # a build requirement: absent when only metadata is asked for
 
         cuda_sources = sorted(ROOT.glob("csrc/cuda/*.cu"))
@@ -239,6 +239,11 @@ class Build(build_ext):
                 libraries.append("sparseprune/lib/libsparseprune_cuda.so")
                 flags = [f"-L{torch / 'lib'}", "-Xlinker=--as-needed", "-ltorch_cpu", *cuda.gencode]
                 ninja.build(str(work / libraries[1]), "link_cuda", objects, variables={"flags": shlex.join(flags)})
+                if with_benchmarks:  # what CUB does, for machines that have a GPU and no compiler
+                    libraries.append("benchmarks/lib/libcub.so")
+                    cub = compile_(ROOT / "benchmarks/cub.cu", device, ".cuda", "nvcc")
+                    flags = shlex.join(cuda.gencode)
+                    ninja.build(str(work / libraries[2]), "link_cuda", cub, variables={"flags": flags})
         return [*libraries, extension]
 
 

@@ -5,7 +5,8 @@ brackets the threshold, one scan writes the masks and puts 0.8 % aside, so a lit
 every size, and two where the threshold is tied. kthvalue is about 200 ms on one thread, sort 2 s. numpy.partition
 (quickselect) is the strongest rival until most scores are tied zeros, the normal state of iterative pruning, where it
 falls behind everybody. Formulas read two arrays: the bound is twice that, and scoring first writes and reads one more. On
-a GPU kthvalue gives a slice to one thread block: expected to lose to sort by 20x and to one read by far more.
+a GPU kthvalue gives a slice to one thread block: expected to lose to sort by 20x and to one read by far more. The rivals
+to fear there are CUB's: its top-k reads the scores about as often as ours does, after `cat` has copied them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from torch.nn.utils import prune
 import sparseprune as sp
 from sparseprune.ops.topk_mask import IMPLEMENTATIONS
 
+from . import cub
 from .published import published_threshold
 from .rows import OURS, PEER, AbsentError, Plan, Row, Timed, WrongResultError, ours, unless_refused
 
 TENSORS = 161  # as many as a ResNet-50 has parameters
+SAMPLE = 2**16
 
 
 @lru_cache(maxsize=1)
@@ -74,6 +77,27 @@ def by_partition(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     return [s >= threshold for s in scores]
 
 
+def by_cub_sort(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    threshold = cub.sort_descending(torch.cat(scores))[k - 1]
+    return [s >= threshold for s in scores]
+
+
+def by_cub_topk(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    threshold = cub.top_k(torch.cat(scores), k).min()
+    return [s >= threshold for s in scores]
+
+
+def by_cub_select(scores: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Sorts only what is above a bound that a sample suggests, unless that is too little."""
+    flat = torch.cat(scores)
+    sample = flat[:: max(1, len(flat) // SAMPLE)]
+    rank = round(1.05 * k / len(flat) * len(sample)) + 16
+    bound = sample.topk(min(rank, len(sample))).values[-1]
+    candidates = cub.at_least(flat, float(bound))
+    threshold = cub.sort_descending(candidates if len(candidates) >= k else flat)[k - 1]
+    return [s >= threshold for s in scores]
+
+
 def by_torch_prune(scores: Sequence[Tensor], k: int) -> list[Tensor]:
     modules = [torch.nn.Module() for _ in scores]
     for module, score in zip(modules, scores, strict=True):
@@ -88,6 +112,9 @@ PEERS: dict[str, Callable[[Sequence[Tensor], int], list[Tensor]]] = {
     "cat + topk": by_topk,
     "cat + sort": by_sort,
     "cat + numpy.partition": by_partition,
+    "cat + CUB DeviceRadixSort": by_cub_sort,
+    "cat + CUB DeviceTopK": by_cub_topk,
+    "cat + CUB DeviceSelect, then sort": by_cub_select,
     "torch.nn.utils.prune": by_torch_prune,
 }
 

@@ -38,6 +38,7 @@ class Shape:
     device: str
     phase: str
     dense: Layer
+    two_of_four: bool = False  # the mask keeps two of every four columns, for hardware that knows this pattern alone
 
 
 class Problem:
@@ -53,7 +54,11 @@ class Problem:
         r = torch.Generator(self.device).manual_seed(1)
         normal = partial(torch.randn, generator=r, device=self.device)
         dtype = getattr(torch, self.dtype)
-        keep = torch.rand(self.shape.weight_shape, generator=r, device=self.device) < self.shape.density
+        keep = torch.rand(self.shape.weight_shape, generator=r, device=self.device)
+        if self.shape.two_of_four:
+            keep = keep.unflatten(-1, (-1, 4)).argsort(-1).flatten(-2) < 2
+        else:
+            keep = keep < self.shape.density
         weight = (normal(self.shape.weight_shape) * keep).to(dtype).requires_grad_()
         x = normal(self.shape.x_shape).to(dtype).requires_grad_()
         with torch.no_grad():
@@ -187,7 +192,7 @@ def layer_rows(
     """
     group = f"{op}, {base.phase}, {name}"
     row = partial(Row, op, group, dtype=base.dtype)
-    middle = replace(base, density=0.1)
+    middle = replace(base, density=0.5 if base.two_of_four else 0.1)
     common = {"eager W*M": _eager, "dense, zeros in place": _zeros_in_place, **dense}
     if plan.device == "cuda":
         common["dense, TF32"] = _tf32
@@ -197,7 +202,8 @@ def layer_rows(
         yield row(side, DENSE, partial(_build, middle, build))
     yield row("torch.nn.utils.prune", PEER, partial(_build, middle, _torch_prune))
     yield row("reference", OURS, partial(_build, middle, partial(_ours, backend="reference", masked=masked)))
-    for density in plan.pick(quick=(0.5, 0.1), cpu=DENSITIES, cuda=DENSITIES):
+    densities = plan.pick(quick=(0.5, 0.1), cpu=DENSITIES, cuda=DENSITIES)
+    for density in (0.5,) if base.two_of_four else densities:
         shape = replace(base, density=density)
         for backend in ours(b for b in implementations if b != "reference"):
             run = partial(_ours, backend=backend, masked=masked)

@@ -71,6 +71,21 @@ def _csr_product(x: Tensor, weight: Tensor) -> Tensor:
     return (weight @ x.t()).t()
 
 
+def cusparselt_linear(p: Problem) -> Timed:
+    """cuSPARSELt's product with a 2:4 weight, on the tensor cores' own sparsity; for inference."""
+    if p.device != "cuda" or not torch.backends.cusparselt.is_available():
+        raise AbsentError("cuSPARSELt needs a GPU and a torch that was built with it")
+    x, weight, grad = (p.tensors[name].detach() for name in ("x", "weight", "grad"))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype stage")
+            sparse = torch.sparse.to_sparse_semi_structured(weight)
+            run_layer(p.dense, x, sparse, grad, p.phase)
+    except (RuntimeError, NotImplementedError) as error:
+        raise AbsentError(f"cuSPARSELt does not take this: {str(error).splitlines()[0]}") from error
+    return p.timed(lambda: run_layer(p.dense, x, sparse, grad, p.phase), p.shape.density)
+
+
 def sparseprop_linear(p: Problem) -> Timed:
     """SparseProp's linear layer (Nikdan et al. 2023): CSR, AVX2, the one published CPU training kernel."""
     return _sparseprop(p, lambda modules, weight: modules.SparseLinear(weight))

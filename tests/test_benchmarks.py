@@ -23,6 +23,8 @@ from benchmarks import (  # noqa: E402
     bench_masked_linear,
     bench_prune,
     bench_topk_mask,
+    cub,
+    layers,
     steps,
 )
 from benchmarks.environment import tuned  # noqa: E402
@@ -130,6 +132,70 @@ def test_a_refusal_is_absence_and_any_other_error_is_not():
         unless_refused(lambda: fail("backend 'triton' refuses this call of x: no GPU"))
     with pytest.raises(ValueError, match="k must be"):
         unless_refused(lambda: fail("k must be positive"))
+
+
+CUB = {name: side for name, side in bench_topk_mask.PEERS.items() if "CUB" in name}
+
+
+@pytest.mark.parametrize("side", CUB)
+def test_selections_by_cub_are_right_and_without_it_absent(side, monkeypatch):
+    rows = [row for row in bench_topk_mask.rows(TOY) if row.side == side]
+    for row in rows:
+        with pytest.raises(AbsentError, match="CUB computes on a GPU"):
+            take(row)
+    selected = []
+
+    def at_least(scores, bound):
+        selected.append(scores[scores >= bound])
+        return selected[-1]
+
+    monkeypatch.setattr(bench_topk_mask.cub, "sort_descending", lambda s: s.sort(descending=True).values)
+    monkeypatch.setattr(bench_topk_mask.cub, "top_k", lambda s, k: s.topk(k, sorted=False).values)
+    monkeypatch.setattr(bench_topk_mask.cub, "at_least", at_least)
+    assert all(take(row).timed == 1 for row in rows)
+    if selected:
+        assert 500 <= len(selected[0]) < 600  # of 5,000: hardly more than the 500 that are kept
+        monkeypatch.setattr(bench_topk_mask.cub, "at_least", lambda s, bound: s[s >= bound][:400])
+        assert all(take(row).timed == 1 for row in rows)
+
+
+@pytest.mark.skipif(not cub.LIBRARY.exists(), reason="the library of CUB's functions was not built")
+def test_the_library_of_cub_has_what_is_called():
+    library = cub._library()
+    assert library.sort_descending and library.select_at_least and b"device" in library.error_string(101)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cub_on_cuda_gives_what_torch_gives():
+    scores = torch.randn(100_003, device="cuda").abs()
+    expected = scores.sort(descending=True).values
+    assert torch.equal(cub.sort_descending(scores), expected)
+    assert torch.equal(cub.at_least(scores, 1.0), scores[scores >= 1])
+    try:
+        assert torch.equal(cub.top_k(scores, 1000).sort(descending=True).values, expected[:1000])
+    except AbsentError as reason:
+        pytest.skip(str(reason))
+
+
+def test_two_of_four_are_kept_where_the_pattern_says_so():
+    rows = [row for row in bench_masked_linear.rows(TOY) if "2:4" in row.group]
+    assert {row.density for row in rows} == {None, 0.5}
+    with pytest.raises(AbsentError, match="cuSPARSELt needs a GPU"):
+        next(row for row in rows if row.side == "cuSPARSELt").build()
+    base = layers.Shape((2, 16), (8, 16), 0.5, "float32", "cpu", layers.FORWARD, torch.nn.functional.linear, True)
+    keep = layers.Problem(base).tensors["keep"].reshape(-1, 4)
+    assert (keep.sum(1) == 2).all() and len(keep.unique(dim=0)) == 6
+
+
+def test_pytest_alone_takes_the_rows(tmp_path):
+    """What the house promises: ``pytest benchmarks --benchmark-only``, without the command that sets the environment."""
+    saved = tmp_path / "saved.json"
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-only", f"--benchmark-json={saved}"]
+    done = subprocess.run(
+        [*command, "--quick", "-q", "-k", "count and numpy"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row.side for row in load([saved]).rows] == ["numpy"]
 
 
 @pytest.mark.parametrize("module", DICTIONARIES, ids=lambda m: m.__name__)

@@ -23,6 +23,9 @@ inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The least items of this many bytes of work that a thread gets.
+inline int64_t grain_of(int64_t bytes) { return kGrainBytes / (bytes + 1) + 1; }
+
 inline uint64_t load_bits(const int32_t* words, int64_t index64) {
   uint64_t bits;
   std::memcpy(&bits, words + 2 * index64, sizeof(bits));
@@ -44,7 +47,7 @@ void for_ranges(const Parallel& parallel, int64_t count, int64_t grain, const Bo
   const auto call = [](int64_t begin, int64_t end, void* context) {
     (*static_cast<const Body*>(context))(begin, end);
   };
-  parallel.run(count, max_of(grain, 1), call, const_cast<void*>(static_cast<const void*>(&body)));
+  parallel.run(count, grain, call, const_cast<void*>(static_cast<const void*>(&body)));
 }
 
 }  // namespace

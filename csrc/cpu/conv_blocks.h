@@ -195,7 +195,7 @@ template <class T>
 void pack_output_panels(const T* grad, const ConvSize& size, const Blocks& blocks, T* panels,
                         const Parallel& parallel) {
   const int64_t block_size = size.out_channels * blocks.width;
-  const int64_t grain = kGrainBytes / (block_size * static_cast<int64_t>(sizeof(T)) + 1) + 1;
+  const int64_t grain = grain_of(block_size * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, blocks.count(), grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t set = task / blocks.set_blocks, block = task % blocks.set_blocks;

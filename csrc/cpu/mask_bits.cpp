@@ -60,7 +60,7 @@ inline void unpack_bytes(uint64_t bits, uint8_t* bytes, int64_t count) {
 template <class Body>
 void for_words(const Parallel& parallel, int64_t rows, int64_t cols, const Body& body) {
   const int64_t row_words = ceil_div(cols, 64);
-  for_ranges(parallel, rows * row_words, kGrainBytes / 64, [&](int64_t begin, int64_t end) {
+  for_ranges(parallel, rows * row_words, grain_of(64), [&](int64_t begin, int64_t end) {
     int64_t row = begin / row_words, word = begin % row_words;
     for (int64_t i = begin; i < end; ++i) {
       body(i, row * cols + 64 * word, min_of(64, cols - 64 * word));
@@ -91,8 +91,7 @@ void unpack_mask(const int32_t* words, int64_t rows, int64_t cols, uint8_t* mask
 template <Isa isa>
 void count_mask(const int32_t* words, int64_t rows, int64_t row_words, int64_t* counts,
                 const Parallel& parallel) {
-  const int64_t grain = kGrainBytes / max_of(4 * row_words, 1);
-  for_ranges(parallel, rows, max_of(grain, 1), [&](int64_t begin, int64_t end) {
+  for_ranges(parallel, rows, grain_of(4 * row_words), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t count = 0;
       for (int64_t word = row * row_words / 2; word < (row + 1) * row_words / 2; ++word) {

@@ -184,16 +184,14 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const int32_t* words, 
       }
     }
   });
-  for_ranges(parallel, size.out_channels, kGrainBytes / (8 * columns + 1) + 1,
-             [&](int64_t begin, int64_t end) {
-               std::memset(weight_grad + begin * columns, 0,
-                           static_cast<size_t>((end - begin) * columns) * sizeof(T));
-               for (int64_t row = begin; row < end; ++row) {
-                 for (int64_t at = lists.start[row]; at < lists.start[row + 1]; ++at) {
-                   weight_grad[row * columns + lists.index[at]] = sums[at];
-                 }
-               }
-             });
+  for_ranges(parallel, size.out_channels, grain_of(8 * columns), [&](int64_t begin, int64_t end) {
+    std::memset(weight_grad + begin * columns, 0, static_cast<size_t>((end - begin) * columns) * sizeof(T));
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t at = lists.start[row]; at < lists.start[row + 1]; ++at) {
+        weight_grad[row * columns + lists.index[at]] = sums[at];
+      }
+    }
+  });
 }
 
 #define SPARSEPRUNE_INSTANTIATE(T)                                                                      \

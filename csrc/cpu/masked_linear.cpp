@@ -24,7 +24,7 @@ void stream_forward(const T* x, const T* weight, const int32_t* words, const T* 
   const bool slots = visit_slots(words, size.out, row_words, size.out * size.in);
   Scratch<T> spread_x(NB * 64 * row_words);
   spread<T, NB>(x, size.batch, size.in, 64 * row_words, slots, spread_x.get());
-  const int64_t grain = kGrainBytes / (64 * row_words * static_cast<int64_t>(sizeof(T)) + 1) + 1;
+  const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, size.out, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const auto stream = slots ? stream_row_slots<T, NB> : stream_row<T, NB>;
@@ -46,7 +46,7 @@ void stream_input_grad(const T* grad, const T* weight, const int32_t* words, T* 
   spread<T, NB>(grad, size.batch, size.out, padded_out, true, g.get());
   // Slabs of columns whose dx stays in the L1 cache, and one a thread at least.
   const int64_t slab = max_of(1, min_of(16, ceil_div(row_words, parallel.threads)));
-  const int64_t grain = kGrainBytes / (64 * slab * size.out * static_cast<int64_t>(sizeof(T)) + 1) + 1;
+  const int64_t grain = grain_of(64 * slab * size.out * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, ceil_div(row_words, slab), grain, [&](int64_t begin, int64_t end) {
     Scratch<T> dx(NB * 64 * slab), part(NB * 64 * slab);
     for (int64_t task = begin; task < end; ++task) {
@@ -75,7 +75,7 @@ void stream_weight_grad(const T* grad, const T* x, const int32_t* words, T* weig
   Scratch<T> spread_x(NB * 64 * row_words), g(NB * size.out);
   spread<T, NB>(x, size.batch, size.in, 64 * row_words, false, spread_x.get());
   spread<T, NB>(grad, size.batch, size.out, size.out, true, g.get());
-  const int64_t grain = kGrainBytes / (64 * row_words * static_cast<int64_t>(sizeof(T)) + 1) + 1;
+  const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, size.out, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       stream_outer<T, NB>(g.get() + row * NB, spread_x.get(), words + 2 * row * row_words, size.in,

@@ -143,20 +143,19 @@ inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t cols
 template <class T, int NV>
 void pack_panels(const T* matrix, int64_t batch, int64_t length, T* panels, const Parallel& parallel) {
   constexpr int64_t width = kPanel<T, NV>, block = 64 / static_cast<int64_t>(sizeof(T));
-  const int64_t blocks = ceil_div(length, block);
-  for_ranges(parallel, ceil_div(batch, width) * blocks, kGrainBytes / (64 * width) + 1,
-             [&](int64_t begin, int64_t end) {
-               for (int64_t task = begin; task < end; ++task) {
-                 const int64_t first = task / blocks * width, column = task % blocks * block;
-                 const int64_t rows = min_of(width, batch - first), cols = min_of(block, length - column);
-                 T* out = panels + first * length + column * width;
-                 transpose(matrix + first * length + column, length, rows, cols, out, width);
-                 if (rows == width) continue;
-                 for (int64_t c = 0; c < cols; ++c) {
-                   std::memset(out + c * width + rows, 0, static_cast<size_t>(width - rows) * sizeof(T));
-                 }
-               }
-             });
+  const int64_t blocks = ceil_div(length, block), tasks = ceil_div(batch, width) * blocks;
+  for_ranges(parallel, tasks, grain_of(64 * width), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t first = task / blocks * width, column = task % blocks * block;
+      const int64_t rows = min_of(width, batch - first), cols = min_of(block, length - column);
+      T* out = panels + first * length + column * width;
+      transpose(matrix + first * length + column, length, rows, cols, out, width);
+      if (rows == width) continue;
+      for (int64_t c = 0; c < cols; ++c) {
+        std::memset(out + c * width + rows, 0, static_cast<size_t>(width - rows) * sizeof(T));
+      }
+    }
+  });
 }
 
 // Panels above this stay in no core's L2 cache.

@@ -73,9 +73,9 @@ class RowLists {
  public:
   RowLists(const T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel)
       : rows_(rows), start_(rows + 1) {
-    const int64_t row_words = ceil_div(cols, 64), grain = kGrainBytes / (8 * row_words + 1) + 1;
+    const int64_t row_words = ceil_div(cols, 64);
     start_[0] = 0;
-    for_ranges(parallel, rows, grain, [&](int64_t begin, int64_t end) {
+    for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         int64_t count = 0;
         for (int64_t word = row * row_words; word < (row + 1) * row_words; ++word) {
@@ -87,7 +87,7 @@ class RowLists {
     for (int64_t row = 0; row < rows; ++row) start_[row + 1] += start_[row];
     index_.allocate(start_[rows]);
     if (weight != nullptr) value_.allocate(start_[rows]);
-    for_ranges(parallel, rows, grain / 8 + 1, [&](int64_t begin, int64_t end) {
+    for_ranges(parallel, rows, grain_of(64 * row_words), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         int32_t* index = index_.get() + start_[row];
         T* value = weight == nullptr ? nullptr : value_.get() + start_[row];
@@ -122,7 +122,7 @@ class ColumnLists {
     const int64_t row_words = ceil_div(cols, 64), group_rows = rows / groups;
     // A task owns some words of every row of a group, so it meets its columns' rows in order.
     const int64_t task_words = 4, tasks = ceil_div(row_words, task_words);
-    const int64_t grain = kGrainBytes / (64 * task_words * max_of(group_rows, 1)) + 1;
+    const int64_t grain = grain_of(64 * task_words * group_rows);
     const auto for_slots = [&](const auto& body) {
       for_ranges(parallel, groups * tasks, grain, [&](int64_t begin, int64_t end) {
         for (int64_t task = begin; task < end; ++task) {

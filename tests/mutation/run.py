@@ -20,7 +20,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from mutation.compiled import DoesNotCompile, cpu_library, cuda_module, units_of  # noqa: E402
+from cpu.build import DoesNotCompile  # noqa: E402
+from mutation.compiled import cpu_library, cuda_module, units_of  # noqa: E402
 from mutation.mutants import ROOT, Mutant, mutants  # noqa: E402
 
 LIMIT = {"cpu": 60, "cuda": 120}  # seconds; the checks take about 3 and 20 on an idle core
@@ -121,11 +122,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=60, help="how many mutants, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--only", default="", help="mutants whose file:line:... starts with this, all of them")
+    parser.add_argument("--without", nargs="*", default=[], help="none of those whose file starts with one of these")
     parser.add_argument("--folder", type=Path, default=ROOT / "build/mutation", help="for what is compiled")
     parser.add_argument("--results", type=Path, help="the file of results (default: results.jsonl in the folder)")
     parser.add_argument("--retry", action="store_true", help="try again those that survived an earlier run")
     options = parser.parse_args()
-    everything = mutants()
+    everything = [m for m in mutants() if not m.file.startswith(tuple(options.without))]
     random.Random(options.seed).shuffle(everything)
     chosen = [m for m in everything if m.key.startswith(options.only)] if options.only else everything
     chosen = chosen[: options.count]

@@ -73,6 +73,10 @@ def cpu_checks(job: dict) -> Iterator[Check]:
                     test = blocks.test_layers
                     arguments = (layer, kind, dtype, job["level"])
                     yield f"{layer} {kind}", lambda test=test, arguments=arguments: patched(test, *arguments)
+    for kind in ("", "_input_grad") if "masked_linear" in job["units"] else ():
+        for density in (0.02, 0.3):
+            test = partial(blocks.test_a_sample_of_five_to_eight_has_the_same_bits, kind=kind, density=density)
+            yield f"five to eight {kind}", lambda test=test: patched(partial(test, level=job["level"]))
     for shape in ((700, 1003), (5, 140_001), (3000, 130)) if "mask_bits" in job["units"] else ():
         yield f"{shape} masks", lambda shape=shape: blocks.test_masks(shape, job["level"])
 

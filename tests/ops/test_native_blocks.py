@@ -59,6 +59,19 @@ def test_layers(monkeypatch, layer, kind, dtype, level):
 
 
 @pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("density", [0.02, 0.3])
+@pytest.mark.parametrize("kind", ["", "_input_grad"])
+def test_a_sample_of_five_to_eight_has_the_same_bits(monkeypatch, kind, density, level):
+    """One path takes up to eight samples, and from five on sums them alike."""
+    monkeypatch.setitem(LINEAR, "eight", (8, 1100, 260, density))
+    samples, *rest = linear_inputs(kind.removeprefix("_") or "forward", "eight")(torch.float32, "cpu")
+    op = op_named(f"masked_linear{kind}")
+    with Backend("native", level).forced():
+        eight, five = (op.run(samples[:n], *rest, "native") for n in (8, 5))
+    assert_same_bits([eight[:5]], [five])
+
+
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("shape", [(700, 1003), (5, 140_001), (3000, 130)])
 def test_masks(shape, level):
     for op in OPS[:3]:

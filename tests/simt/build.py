@@ -82,16 +82,16 @@ class Unit:
 
 
 def _kernel_unit(name: str, sources: Mapping[str, str]) -> Unit:
-    included = _included(f"{name}.cu", sources)
     first = {f"{name}.cu": sources[f"{name}.cu"]}
-    return Unit(name, (*KERNEL_FLAGS, "-x", "c++"), first | {n: sources[n] for n in sorted(included)})
+    texts = first | {n: sources[n] for n in sorted(included(f"{name}.cu", sources))}
+    return Unit(name, (*KERNEL_FLAGS, "-x", "c++"), texts)
 
 
-def _included(name: str, sources: Mapping[str, str]) -> set[str]:
+def included(name: str, sources: Mapping[str, str]) -> set[str]:
     """The file and those of its folder that it includes, directly or not."""
     found = {name}
     for other in re.findall(r'#include "([\w.]+)"', sources[name]):
-        found |= _included(other, sources)
+        found |= included(other, sources)
     return found
 
 
