@@ -1,7 +1,7 @@
 """What a rank does alone in a selection over many: count digits of its keys, then write its mask.
 
 A score's key is an integer that orders as the scores do: 64 bits wide where any tensor of the selection is float64,
-else 32. Both zeros have key 0, and where the smallest scores are wanted all bits of the key are flipped.
+else 32. Both zeros have key 0, and where the smallest scores are wanted keys are negated.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Order(NamedTuple):
         bits = scores.to(floats).view(integers).long()
         magnitude = bits & ((1 << (self.bits - 1)) - 1)
         keys = magnitude if self.abs else torch.where(bits < 0, -magnitude, magnitude)
-        return keys if self.largest else ~keys
+        return keys if self.largest else -keys
 
     def value(self, key: int) -> float:
         """The score that has this key."""
-        key = key if self.largest else ~key
+        key = key if self.largest else -key
         floats, integers = (torch.float64, torch.int64) if self.wide else (torch.float32, torch.int32)
         magnitude = torch.tensor(abs(key), dtype=integers).view(floats).item()
         return magnitude if key >= 0 else -magnitude
@@ -67,8 +67,8 @@ def digit_histogram(
 ) -> Tensor:
     """int64 [2^width + 1]: how often each digit [shift, shift + width) occurs, then how many scores are NaN.
 
-    Counted are the competing scores whose keys lie in the range of 2^(shift + width) keys that begins at ``low``.
-    NaN is looked for everywhere that competes.
+    Counted are the competing scores whose keys lie in the range of 2^(shift + width) keys that begins at ``low``, and
+    all competing NaNs, which lie nowhere.
 
     Args:
         scores: this rank's scores of one tensor, any shape and strides.
@@ -137,8 +137,9 @@ def digit_histogram_reference(
     order = Order(wide, largest, abs)
     total = torch.zeros((1 << width) + 1, dtype=torch.int64, device=scores.device)
     for _, part, competing, _ in _slabs(scores, candidates):
-        total[:-1] += _count_digits(order.keys(part[competing]), low, shift, width)
-        total[-1] += (part.isnan() & competing).sum()
+        nan = competing & part.isnan()
+        total[:-1] += _count_digits(order.keys(part[competing & ~nan]), low, shift, width)
+        total[-1] += nan.sum()
     return total
 
 
@@ -160,7 +161,7 @@ def threshold_mask_reference(
 
 def _native(op: str) -> backends.Implementation:
     def run(scores: Tensor, *args: Any) -> Any:
-        return getattr(torch.ops.sparseprune_native, op).default(scores.contiguous(), *args)
+        return getattr(torch.ops.sparseprune_native, op).default(scores.reshape(as_rows(scores.shape)).contiguous(), *args)
 
     def refusal(scores: Tensor, *_: Any) -> str | None:
         if scores.device.type != "cpu":
