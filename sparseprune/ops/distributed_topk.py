@@ -175,7 +175,9 @@ class _Selection:
                 return []
 
             self.ranks.sum("masks", 0, add_ties)
-        masks = [BitMask._trusted(words, s.local.shape) for s, (words, _) in zip(self.shards, self.written, strict=True)]
+        masks = [
+            BitMask._trusted(words, s.local.shape) for s, (words, _) in zip(self.shards, self.written, strict=True)
+        ]
         return TopK(masks, torch.tensor(self.order.value(threshold), dtype=torch.float64), above + quotas)
 
     def _write(self, i: int, threshold: int, quota: int) -> tuple[Tensor, Tensor]:

@@ -41,9 +41,7 @@ class Shard:
     def global_index(self, flat: Tensor) -> Tensor:
         """The flat global indices of elements given by their flat local ones. It preserves order."""
         index = torch.full_like(flat, self.start())
-        for size, inner, stride in zip(
-            self.local.shape, _strides(self.local.shape), _strides(self.shape), strict=True
-        ):
+        for size, inner, stride in zip(self.local.shape, _strides(self.local.shape), _strides(self.shape), strict=True):
             index += flat // inner % size * stride
         return index
 

@@ -161,7 +161,9 @@ def threshold_mask_reference(
 
 def _native(op: str) -> backends.Implementation:
     def run(scores: Tensor, *args: Any) -> Any:
-        return getattr(torch.ops.sparseprune_native, op).default(scores.reshape(as_rows(scores.shape)).contiguous(), *args)
+        return getattr(torch.ops.sparseprune_native, op).default(
+            scores.reshape(as_rows(scores.shape)).contiguous(), *args
+        )
 
     def refusal(scores: Tensor, *_: Any) -> str | None:
         if scores.device.type != "cpu":
