@@ -7,12 +7,12 @@ import os
 import pickle
 import signal
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import sparseprune as sp
@@ -28,7 +28,9 @@ class World:
     def __init__(self, size, folder, timeout=60):
         # Forked from a server that has imported everything: no rank pays for the imports, none inherits threads.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch.distributed.tensor", "torch.distributed.fsdp", "sparseprune"])
+        context.set_forkserver_preload(
+            ["torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "sparseprune"]
+        )
         self.size = size
         self.pipes, self.processes = [], []
         for rank in range(size):
@@ -112,9 +114,14 @@ def in_slabs(rank, slab, cases):
         topk_shards.SLAB = before
 
 
+@cache
+def mesh_of(shape):
+    return init_device_mesh("cpu", shape)
+
+
 def select_dtensors(rank, mesh_shape, tensors, placements, k, options):
     """The masks of DTensors, put together again, and whether all ranks that hold an element agree about it."""
-    mesh = DeviceMesh("cpu", torch.arange(len(torch.ones(mesh_shape).flatten())).reshape(mesh_shape))
+    mesh = mesh_of(mesh_shape)
     shards = [distribute_tensor(t, mesh, p) for t, p in zip(tensors, placements, strict=True)]
     kept = sp.distributed_topk_mask(shards, k, **options)
     masks = []
@@ -188,7 +195,7 @@ def fully_sharded(rank, weights, k):
 
     model = Odd()
     model.load_state_dict(weights)
-    fully_shard(model, mesh=DeviceMesh("cpu", torch.arange(dist.get_world_size())))
+    fully_shard(model, mesh=mesh_of((dist.get_world_size(),)))
     parameters = list(model.parameters())
     kept = sp.distributed_topk_mask(parameters, k, abs=True)
     rows = [[0] if p.to_local().numel() == 0 else list(p.to_local().shape) for p in parameters]
@@ -196,5 +203,5 @@ def fully_sharded(rank, weights, k):
 
 
 def placed(rank, tensor, placement):
-    mesh = DeviceMesh("cpu", torch.arange(4))
+    mesh = mesh_of((4,))
     return sp.distributed_topk_mask([DTensor.from_local(tensor, mesh, [placement], run_check=False)], 1)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import isa_levels, score_cases
+from cases import score_cases
 from ops import ranks
 from ops.ranks import World
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Partial, _StridedShard
 
 import sparseprune as sp
-from sparseprune.ops import topk_shards
-from sparseprune.ops.bitmask import as_rows
-from sparseprune.ops.mask_bits import pack_reference
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -101,7 +98,7 @@ def test_hard_scores_however_they_are_cut(world):
 
 def test_the_reference_in_slabs(world):
     cases = random_cases(world.size, seed=10 + world.size, count=15)
-    assert_all_equal_sorting(world.size, cases, world.run(ranks.in_slabs, 64, cases))
+    assert_all_equal_sorting(world.size, cases, world.run(ranks.in_slabs, 256, cases))
 
 
 def test_equals_one_process(world):
@@ -259,40 +256,7 @@ def test_a_rank_that_dies(tmp_path, step):
 
 def test_placements_that_are_refused(four):
     tensor = torch.ones(8, 4)
-    for place, name in ((Partial(), "Partial"), (_StridedShard(0, split_factor=2), "_StridedShard")):
+    for place in (Partial(), _StridedShard(0, split_factor=2)):
         for result in four.run(ranks.placed, tensor, place):
             assert type(result) is ValueError
-            assert str(result).startswith("shards[0] must be placed by Shard and Replicate, got") and name in str(
-                result
-            )
-
-
-@pytest.mark.parametrize("isa", isa_levels())
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_native_steps_agree_with_the_reference(isa, dtype, monkeypatch):
-    monkeypatch.setenv("SPARSEPRUNE_CPU_ISA", isa)
-    for shape in ((3, 5), (7, 64), (130, 117), (40_000,), (0, 4), (4, 0)):
-        scores = (torch.randn(shape) * 2.0 ** torch.randint(-20, 15, shape)).to(dtype)
-        for i, value in enumerate((0.0, -0.0, 1.0, -1.0, INF, -INF, NAN, 6e-8, 1e-40)):
-            scores.view(-1)[i :: 17 + i] = value
-        for wide in {dtype == torch.float64, True}:
-            for largest in (True, False):
-                for absolute in (True, False):
-                    words = None if absolute else pack_reference(torch.rand(as_rows(shape)) < 0.6)
-                    _compare_steps(scores, words, topk_shards.Order(wide, largest, absolute))
-
-
-def _compare_steps(scores, words, order):
-    low = order.lowest
-    for shift, width in topk_shards.digits(order.bits):
-        args = (scores, words, order, low, shift, width)
-        torch.set_num_threads(3)
-        native, reference = (topk_shards.digit_histogram(*args, b) for b in ("native", "reference"))
-        assert torch.equal(native, reference), (order, shift)
-        low += int(native[:-1].argmax()) << shift
-    numbers = scores.nan_to_num(1.0)
-    for threshold in (order.lowest, 0, low, int(order.keys(torch.ones(1, dtype=scores.dtype)))):
-        for quota in (0, 1, 50, topk_shards.ALL):
-            args = (numbers, words, order, threshold, quota)
-            native, reference = (topk_shards.threshold_mask(*args, b) for b in ("native", "reference"))
-            assert torch.equal(native[0], reference[0]) and torch.equal(native[1], reference[1]), (order, threshold)
+            assert str(result) == f"shards[0] must be placed by Shard and Replicate, got {place}"
