@@ -12,8 +12,9 @@ from functools import cache, partial
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import sparseprune as sp
 from sparseprune.ops import distributed_topk, topk_shards
@@ -189,19 +190,34 @@ class Odd(nn.Module):
         self.head = nn.Linear(5, 13)
 
 
-def fully_sharded(rank, weights, k):
-    """The masks of an FSDP2 model's parameters: those of the whole tensors cut as FSDP2 cuts them, by its own word."""
-    from torch.distributed.fsdp import fully_shard
-
+def fully_sharded(rank, state, source):
+    """The README's lines on an FSDP2 model: what they find, and the weights that FSDP2 gathers afterwards."""
     model = Odd()
-    model.load_state_dict(weights)
-    fully_shard(model, mesh=mesh_of((dist.get_world_size(),)))
-    parameters = list(model.parameters())
-    kept = sp.distributed_topk_mask(parameters, k, abs=True)
-    rows = [[0] if p.to_local().numel() == 0 else list(p.to_local().shape) for p in parameters]
-    return [m.to_bool() for m in kept.masks], rows
+    model.load_state_dict(state)
+    scope = {"model": model, "sp": sp, "fully_shard": partial(fully_shard, mesh=mesh_of((dist.get_world_size(),)))}
+    exec(source, scope)
+    model.unshard()
+    weights = [p.detach() for p in model.parameters() if p.dim() > 1]
+    return [m.to_bool() for m in scope["masks"]], scope["threshold"].item(), scope["counts"].tolist(), weights
+
+
+def in_group(rank, members, shards, k):
+    """A selection by some of the ranks; the others get what they are told who are not among them."""
+    return flat(sp.distributed_topk_mask(shards[rank], k, group=group_of(members)))
+
+
+def beyond_the_mesh(rank, tensor, members, group, k):
+    """A tensor that only some of the ranks hold."""
+    mesh = DeviceMesh("cpu", members)
+    shard = distribute_tensor(tensor, mesh, [Shard(0)])
+    return flat(sp.distributed_topk_mask([shard], k, group=None if group is None else group_of(group)))
+
+
+@cache
+def group_of(members):
+    return dist.new_group(members)
 
 
 def placed(rank, tensor, placement):
-    mesh = mesh_of((4,))
-    return sp.distributed_topk_mask([DTensor.from_local(tensor, mesh, [placement], run_check=False)], 1)
+    shard = DTensor.from_local(tensor, mesh_of((4,)), [placement], run_check=False)
+    return sp.distributed_topk_mask([shard], 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from cases import score_cases
@@ -12,7 +15,8 @@ from torch.distributed.tensor.placement_types import Partial, _StridedShard
 
 import sparseprune as sp
 
-INF, NAN = float("inf"), float("nan")
+README = Path(__file__).resolve().parents[2] / "README.md"
+NAN = float("nan")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -148,15 +152,37 @@ def test_dtensors(four, mesh):
 
 
 def test_parameters_of_fsdp2(world):
+    """The README's example. FSDP2 cuts dimension 0 as ``torch.chunk`` does: unevenly, and into nothing for some."""
+    [source] = re.findall(r"```python\n(fully_shard.*?)```", README.read_text(), re.DOTALL)
     torch.manual_seed(3)
-    weights = {n: (10 * p).round() / 10 for n, p in ranks.Odd().state_dict().items()}  # so that there are ties
-    whole, _, _ = by_sorting(list(weights.values()), 120, abs=True)
-    for rank, result in enumerate(world.run(ranks.fully_sharded, weights, 120)):
-        assert not isinstance(result, Exception), result
-        for mask, full, (kept, rows) in zip(result[0], whole, zip(*result, strict=True), strict=True):
-            chunks = full.chunk(world.size)
-            own = chunks[rank] if rank < len(chunks) else full[:0]
-            assert torch.equal(mask, own) and torch.equal(kept, own) and rows[0] == len(own)
+    state = {n: (10 * p).round() / 10 for n, p in ranks.Odd().state_dict().items()}  # so that there are ties
+    weights = [w for w in state.values() if w.dim() > 1]
+    whole, threshold, counts = by_sorting(weights, sum(w.numel() for w in weights) // 10, abs=True)
+    pruned = [torch.where(m, w, 0).tolist() for m, w in zip(whole, weights, strict=True)]
+    for rank, (masks, *found, after) in enumerate(world.run(ranks.fully_sharded, state, source)):
+        own = [(*m.chunk(world.size), *[m[:0]] * world.size)[rank] for m in whole]
+        assert [m.tolist() for m in masks] == [m.tolist() for m in own]
+        assert found == [pytest.approx(threshold), counts]
+        assert [w.tolist() for w in after] == pruned
+
+
+def test_a_group_of_some_ranks(four):
+    shards = [[torch.full((3,), float(r))] for r in range(4)]
+    results = four.run(ranks.in_group, (1, 3), shards, 4)
+    assert results[1] == ([[True, False, False]], 1.0, [4]) and results[3] == ([[True] * 3], 1.0, [4])
+    for outside in results[::2]:
+        assert type(outside) is ValueError and "group must contain this rank" in str(outside)
+
+
+def test_a_mesh_of_some_ranks(four):
+    """Ranks outside the mesh hold nothing; a mesh that reaches outside the group is refused."""
+    results = four.run(ranks.beyond_the_mesh, torch.tensor([1.0, 3.0, 2.0, 2.0, 2.0]), (0, 2), None, 3)
+    assert [r[1:] for r in results] == [(2.0, [3])] * 4
+    assert results[0][0] == [[False, True, True]] and results[2][0] == [[True, False]]
+    results = four.run(ranks.beyond_the_mesh, torch.ones(5), (0, 2), (0, 1), 3)
+    for member in results[:2]:
+        assert type(member) is ValueError
+        assert str(member) == "shards[0] must lie on ranks of the group, got 3 of its 5 elements on them"
 
 
 def test_bytes_do_not_depend_on_the_size(world):
