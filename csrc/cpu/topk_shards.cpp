@@ -9,7 +9,8 @@ namespace sparseprune {
 namespace {
 
 constexpr int64_t kChunkWords = 512;
-constexpr int kCopies = 4;  // of a histogram: neighbours count in different ones, and need not wait for each other
+// Copies of a histogram: neighbours count in different ones, and need not wait for each other.
+constexpr int kMostCopies = 4;
 
 inline float as_float(uint32_t bits) {
   float value;
@@ -20,14 +21,32 @@ inline float as_float(uint32_t bits) {
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
 inline float widen(BFloat16 value) { return as_float(static_cast<uint32_t>(value.bits) << 16); }
-// No step takes or makes a denormal float, which a thread may be set to flush.
+// No step takes or makes a denormal float, which a thread may be set to flush; no branch, so that it is vectorised.
 inline float widen(Float16 value) {
   constexpr uint32_t kBias = (127 - 15) << 23, kOne = 1 << 23;
   const uint32_t magnitude = value.bits & 0x7fffu, sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
-  uint32_t bits = (magnitude << 13) + (magnitude < 0x7c00 ? kBias : 2 * kBias);  // the latter: inf and NaN
-  const float denormal = as_float((magnitude << 13) + kBias + kOne) - as_float(kBias + kOne);
-  if (magnitude < 0x400) std::memcpy(&bits, &denormal, sizeof(bits));
-  return as_float(bits | sign);
+  const uint32_t normal = (magnitude << 13) + kBias + (magnitude >= 0x7c00 ? kBias : 0);  // the latter: inf and NaN
+  const float small = as_float((magnitude << 13) + kBias + kOne) - as_float(kBias + kOne);
+  uint32_t denormal;
+  std::memcpy(&denormal, &small, sizeof(denormal));
+  return as_float((magnitude < 0x400 ? denormal : normal) | sign);
+}
+
+// `valid` <= 64 scores as T: where they are if they can be read as 64 of them there, else in `values`.
+template <class T>
+inline const T* widened(const T* scores, int64_t valid, T* values) {
+  if (valid == 64) return scores;
+  std::memcpy(values, scores, static_cast<size_t>(valid) * sizeof(T));
+  return values;
+}
+template <class T, class Stored>
+inline const T* widened(const Stored* scores, int64_t valid, T* values) {
+  if (valid == 64) {
+    for (int i = 0; i < 64; ++i) values[i] = static_cast<T>(widen(scores[i]));
+  } else {
+    for (int64_t i = 0; i < valid; ++i) values[i] = static_cast<T>(widen(scores[i]));
+  }
+  return values;
 }
 
 // body(scores of 64 slots as T, which of them compete, word) over the 64-bit words [begin, end) of a shard. Where
@@ -40,16 +59,9 @@ inline void for_words(const ShardScores<Stored>& shard, int64_t begin, int64_t e
   T values[64] = {};
   for (int64_t word = begin; word < end; ++word) {
     const int64_t valid = min_of(64, shard.cols - column);
-    const Stored* scores = shard.scores + row * shard.cols + column;
     const uint64_t slots = shard.candidates == nullptr ? low_bits(valid) : load_bits(shard.candidates, word);
-    if (slots != 0) {
-      if (valid == 64) {
-        for (int i = 0; i < 64; ++i) values[i] = static_cast<T>(widen(scores[i]));
-      } else {
-        for (int64_t i = 0; i < valid; ++i) values[i] = static_cast<T>(widen(scores[i]));
-      }
-    }
-    body(values, slots, word);
+    const Stored* scores = shard.scores + row * shard.cols + column;
+    body(slots == 0 ? values : widened(scores, valid, values), slots, word);
     column += 64;
     if (column >= shard.cols) {
       column = 0;
@@ -61,18 +73,16 @@ inline void for_words(const ShardScores<Stored>& shard, int64_t begin, int64_t e
 // Turns scores into the keys of what is compared.
 template <class T>
 struct Order {
-  Key<T> kept_bits;  // all, or all but the sign
-  Key<T> flip;       // 0, or -1 to negate
+  Key<T> absolute;  // -1 where negative keys are negated
+  Key<T> smallest;  // -1 where all are, after that
 
   template <class Stored>
   explicit Order(const ShardScores<Stored>& shard)
-      : kept_bits(static_cast<Key<T>>(~(uint64_t{shard.absolute} << (kKeyBits<T> - 1)))),
-        flip(shard.largest ? 0 : -1) {}
+      : absolute(shard.absolute ? -1 : 0), smallest(shard.largest ? 0 : -1) {}
 
   Vec<Key<T>> keys(const T* scores) const {
-    T values[kLanes<T>];
-    store(values, (Vec<T>)((Vec<Key<T>>)load(scores) & kept_bits));
-    return (keys_of(values) ^ flip) - flip;
+    const Vec<Key<T>> keys = keys_of(scores), negated = ((keys >> (kKeyBits<T> - 1)) & absolute) ^ smallest;
+    return (keys ^ negated) - negated;
   }
 };
 
@@ -89,13 +99,14 @@ template <class T>
 class Digits {
  public:
   Digits() = default;
-  Digits(uint32_t* counts, int64_t low, int shift, int width)
+  Digits(uint32_t* counts, unsigned copies, int64_t low, int shift, int width)
       : counts_(counts),
+        copies_(copies),
         shift_(shift),
         first_(static_cast<Unsigned>(low >> shift)),
         bins_(Unsigned{1} << width),
         zero_(Unsigned{0} - first_) {
-    std::memset(counts, 0, static_cast<size_t>(kCopies * bins_) * sizeof(uint32_t));
+    std::memset(counts, 0, static_cast<size_t>(copies_ * bins_) * sizeof(uint32_t));
   }
 
   void add(const Order<T>& order, const T* scores, uint64_t slots) {
@@ -112,13 +123,19 @@ class Digits {
       // In [0, bins_) for the keys of the range and, as unsigned numbers, above for all others.
       const Vec<Unsigned> digits = (Vec<Unsigned>)(keys >> shift_) - first_;
       const uint64_t in_range = lane_bits<T>((digits & (Unsigned{0} - bins_)) == Vec<Unsigned>{});
-      held += append_lanes<T>(inside + held, (Vec<Key<T>>)digits, in_range & lanes & ~zero);
+      const uint64_t chosen = in_range & lanes & ~zero;
+      if (chosen == low_bits(kLanes<T>)) {
+        store(inside + held, (Vec<Key<T>>)digits);
+        held += kLanes<T>;
+      } else if (chosen != 0) {
+        held += append_lanes<T>(inside + held, (Vec<Key<T>>)digits, chosen);
+      }
     }
-    for (int64_t i = 0; i < held; ++i) ++counts_[inside[i] * kCopies + i % kCopies];
+    for (int64_t i = 0; i < held; ++i) ++counts_[inside[i] * copies_ + (i & (copies_ - 1))];
   }
 
   void add_to(int64_t* counts) const {
-    for (uint64_t i = 0; i < kCopies * bins_; ++i) counts[i / kCopies] += counts_[i];
+    for (uint64_t i = 0; i < copies_ * bins_; ++i) counts[i / copies_] += counts_[i];
     if (zero_ < bins_) counts[zero_] += zeros_;
     counts[bins_] += nan_;
   }
@@ -127,6 +144,7 @@ class Digits {
   using Unsigned = std::make_unsigned_t<Key<T>>;
 
   uint32_t* counts_ = nullptr;
+  unsigned copies_ = 0;
   int shift_ = 0;
   Unsigned first_ = 0;
   Unsigned bins_ = 0;
@@ -173,13 +191,14 @@ void digit_histogram(const ShardScores<Stored>& shard, int64_t low, int shift, i
   const int64_t words = count_words(shard);
   // One task a thread, and so many that 32 bits count the slots of each.
   const int64_t tasks = max_of(max_of(1, min_of(parallel.threads, words / kChunkWords)), words >> 25);
-  const int64_t size = int64_t{kCopies} << width;
-  Scratch<uint32_t> copies(tasks * size);
+  const unsigned copies = words < kChunkWords ? 1 : kMostCopies;
+  const int64_t size = int64_t{copies} << width;
+  Scratch<uint32_t> histograms(tasks * size);
   Scratch<Digits<T>> digits(tasks);
   const Order<T> order(shard);
   for_ranges(parallel, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      Digits<T> found(copies.get() + task * size, low, shift, width);
+      Digits<T> found(histograms.get() + task * size, copies, low, shift, width);
       for_words<T>(shard, words * task / tasks, words * (task + 1) / tasks,
                    [&](const T* scores, uint64_t slots, int64_t) {
                      if (slots != 0) found.add(order, scores, slots);

@@ -132,7 +132,8 @@ class _Selection:
         total, nan = torch.zeros(1 << width, dtype=torch.int64), []
         for shard, candidates in zip(self.shards, self.candidates, strict=True):
             counts = digit_histogram(shard.local, candidates, self.order, low, shift, width, self.backend).cpu()
-            total += shard.counted * counts[:-1]
+            if shard.counted:
+                total += counts[:-1]
             nan.append(int(counts[-1]))
         return total, nan
 
