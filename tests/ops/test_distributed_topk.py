@@ -109,7 +109,7 @@ def test_equals_one_process(world):
     tensors = [torch.randint(-9, 9, (101, 67)).float(), torch.randn(64, 3, 3, 3), torch.zeros(40)]
     cuts = [random_cuts(t, world.size, torch.Generator().manual_seed(7)) for t in tensors]
     for k in (1, 3000, 6000):
-        whole = [m.to_bool() for m in sp.topk_mask(tensors, k)]
+        whole = [m.to_bool() for m in sp.topk_mask(tensors, k).masks]
         for rank, (masks, _, counts) in enumerate(world.run(ranks.select, tensors, cuts, k, None, {})):
             assert masks == [ranks.pieces(m, c, rank).tolist() for m, c in zip(whole, cuts, strict=True)]
             assert counts == [int(m.sum()) for m in whole]

@@ -86,6 +86,8 @@ def test_native_steps_agree_with_the_reference(isa, dtype, monkeypatch):
                 for absolute in (True, False):
                     words = None if absolute else pack_reference(torch.rand(as_rows(shape)) < 0.6)
                     _compare_steps(scores, words, Order(wide, largest, absolute))
+    strided = torch.randn(9, 6, 3, 5).to(dtype).to(memory_format=torch.channels_last)
+    _compare_steps(strided, None, Order(dtype == torch.float64, True, False))
 
 
 def _compare_steps(scores, words, order):
