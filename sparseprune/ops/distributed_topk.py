@@ -59,9 +59,9 @@ def distributed_topk_mask(
         backend: "auto", "native" or "reference", of the work on this rank.
 
     Returns:
-        ``masks`` of this rank's shards, in their local shapes; and alike on all ranks ``threshold``, the last score
-        kept (float64, NaN where k is 0), and ``counts``, how many of each global tensor are kept (int64). Among equal
-        scores the lowest (tensor, global flat index) is kept.
+        ``masks`` of this rank's shards, in their local shapes; and, on the CPU and alike on all ranks, ``threshold``,
+        the last score kept (float64, NaN where ``k`` is 0), and ``counts``, how many of each global tensor are kept
+        (int64). Among equal scores the lowest (tensor, global flat index) is kept.
 
     Raises:
         TypeError: a shard is not a floating-point tensor, or ``k`` is not an integer.
