@@ -48,7 +48,8 @@ sanitize: setup
 	SPARSEPRUNE_SANITIZE=address,undefined SPARSEPRUNE_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q -p no:cacheprovider \
-	    tests/ops/test_native_blocks.py tests/ops/test_topk_mask.py tests/ops/test_contract.py -k "not triton and not opcheck"
+	    tests/ops/test_native_blocks.py tests/ops/test_topk_mask.py tests/ops/test_topk_shards.py \
+	    tests/ops/test_contract.py -k "not triton and not opcheck"
 
 lint: setup
 	$(BIN)/python -m ruff check .

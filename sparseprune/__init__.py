@@ -24,6 +24,7 @@ from .nn import SparseLinear as SparseLinear
 from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
 from .nn import sparsify as sparsify
+from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
 from .ops.masked_conv2d import masked_conv2d as masked_conv2d
 from .ops.masked_linear import masked_linear as masked_linear
 from .ops.order_statistics import kth_value as kth_value

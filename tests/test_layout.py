@@ -36,7 +36,7 @@ ARROWS = {
 }  # fmt: skip
 PUBLIC = (
     "prune Masks BitMask Random Magnitude SNIP GraSP SynFlow one_shot linear exponential cubic uniform erk topk_mask "
-    "Product kth_value quantile straight_through_topk "
+    "Product kth_value quantile straight_through_topk distributed_topk_mask "
     "masked_linear masked_conv2d SparseLinear SparseConv2d sparsify densify"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")

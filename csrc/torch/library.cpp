@@ -9,6 +9,12 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def(
       "topk_mask(Tensor[] scores, Tensor[] gradients, Tensor[] candidates, int[] formulas, int k, Tensor? k_tensor, "
       "bool largest) -> Tensor[]");
+  m.def(
+      "digit_histogram(Tensor scores, Tensor? candidates, bool wide, bool largest, bool abs, int low, int shift, "
+      "int width) -> Tensor");
+  m.def(
+      "threshold_mask(Tensor scores, Tensor? candidates, bool wide, bool largest, bool abs, int threshold, "
+      "int quota) -> Tensor[]");
   m.def("masked_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor");
   m.def("masked_linear_input_grad(Tensor grad, Tensor weight, Tensor words) -> Tensor");
   m.def("masked_linear_weight_grad(Tensor grad, Tensor x, Tensor words) -> Tensor");
