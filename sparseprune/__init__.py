@@ -9,6 +9,7 @@
 from importlib.metadata import version as _version
 
 from . import data as data
+from . import diagnostics as diagnostics
 from . import models as models
 from .allocation import erk as erk
 from .allocation import uniform as uniform

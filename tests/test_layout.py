@@ -27,11 +27,12 @@ ARROWS = {
     "pruning": {"masks", "ops", "patterns", "schedules", "summary"},
     "models": set(),
     "data": set(),
+    "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
     "training": {"data", "masks", "nn", "files"},
-    "report": {"masks", "training", "files"},
+    "report": {"diagnostics", "masks", "training", "files"},
     "cli": {
-        "allocation", "criteria", "data", "files", "masks", "models", "nn", "ops", "patterns", "pruning", "report",
-        "schedules", "summary", "training",
+        "allocation", "criteria", "data", "diagnostics", "files", "masks", "models", "nn", "ops", "patterns",
+        "pruning", "report", "schedules", "summary", "training",
     },
 }  # fmt: skip
 PUBLIC = (
