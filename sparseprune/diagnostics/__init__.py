@@ -1,6 +1,11 @@
 """Diagnostics: how signals pass a pruned network, and what of it is left."""
 
+from .isometry import Repair as Repair
+from .isometry import approximate_isometry_ as approximate_isometry_
+from .isometry import isometry_residuals as isometry_residuals
 from .jacobians import Spectrum as Spectrum
 from .jacobians import jacobian_spectrum as jacobian_spectrum
 from .jacobians import layer_spectra as layer_spectra
 from .jacobians import spectra_by_sparsity as spectra_by_sparsity
+from .mean_field import mean_field_chi as mean_field_chi
+from .mean_field import mean_field_gain as mean_field_gain
