@@ -1,5 +1,9 @@
 """Diagnostics: how signals pass a pruned network, and what of it is left."""
 
+from .conservation import Conservation as Conservation
+from .conservation import LayerFlow as LayerFlow
+from .conservation import StreamFlow as StreamFlow
+from .conservation import conservation as conservation
 from .isometry import Repair as Repair
 from .isometry import approximate_isometry_ as approximate_isometry_
 from .isometry import isometry_residuals as isometry_residuals
