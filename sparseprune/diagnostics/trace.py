@@ -71,13 +71,17 @@ class Trace:
 
     def readers(self, call: Call) -> list[Call | str]:
         """The layers, in call order, that read what ``call`` wrote with no weights in between; OUTPUT comes last."""
-        return [reader for reader, node in self._reading() if call in self._sources(node)]
+        return [reader for reader in (*self.layers, OUTPUT) if call in self.writers(reader)]
+
+    def writers(self, reader: Call | str) -> set[Call | str]:
+        """The layers, or INPUT, that ``reader`` (a call, or OUTPUT) reads with no weights in between."""
+        return self._sources((self.output if reader == OUTPUT else reader.input).grad_fn)
 
     def streams(self) -> list[Stream]:
         """All of them, in the order of their first reader."""
         groups: list[tuple[list, list]] = []
-        for reader, node in self._reading():
-            writers, readers = self._sources(node), [reader]
+        for reader in (*self.layers, OUTPUT):
+            writers, readers = self.writers(reader), [reader]
             for group in [g for g in groups if not writers.isdisjoint(g[0])]:
                 writers, readers = writers | set(group[0]), group[1] + readers
                 groups.remove(group)
@@ -90,9 +94,6 @@ class Trace:
 
         ordered = [INPUT] * (INPUT in writers) + [call for call in self.layers if call in writers]
         return Stream(tuple(ordered), tuple(readers), inside(self.norms), inside(self.others))
-
-    def _reading(self) -> list[tuple[Call | str, object]]:
-        return [*((call, call.input.grad_fn) for call in self.layers), (OUTPUT, self.output.grad_fn)]
 
     def _sources(self, node: object) -> set[Call | str]:
         written = {call.output.grad_fn: call for call in self.layers}
