@@ -1,5 +1,10 @@
 """Diagnostics: how signals pass a pruned network, and what of it is left."""
 
+from .ablations import inverted as inverted
+from .ablations import inverted_masks as inverted_masks
+from .ablations import random_masks as random_masks
+from .ablations import reinitialize_ as reinitialize_
+from .ablations import shuffled as shuffled
 from .conservation import Conservation as Conservation
 from .conservation import LayerFlow as LayerFlow
 from .conservation import StreamFlow as StreamFlow
@@ -21,3 +26,16 @@ from .paths import collapse as collapse
 from .paths import critical_compression as critical_compression
 from .paths import effective_masks as effective_masks
 from .paths import maximal_compression as maximal_compression
+from .remaining import Distribution as Distribution
+from .remaining import RemainingRow as RemainingRow
+from .remaining import connections as connections
+from .remaining import input_pixels as input_pixels
+from .remaining import kernel_positions as kernel_positions
+from .remaining import links as links
+from .remaining import remaining_table as remaining_table
+from .remaining import weight_distributions as weight_distributions
+from .stability import Stability as Stability
+from .stability import jaccard as jaccard
+from .stability import layer_shares as layer_shares
+from .stability import masks_from_shares as masks_from_shares
+from .stability import stability as stability
