@@ -34,6 +34,9 @@ from .remaining import kernel_positions as kernel_positions
 from .remaining import links as links
 from .remaining import remaining_table as remaining_table
 from .remaining import weight_distributions as weight_distributions
+from .sculpt import Sculpture as Sculpture
+from .sculpt import sculpt as sculpt
+from .sculpt import shrink as shrink
 from .stability import Stability as Stability
 from .stability import jaccard as jaccard
 from .stability import layer_shares as layer_shares

@@ -169,11 +169,15 @@ def on_model(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tensor:
 
 
 class _Recorder:
-    """Hooks on every module with parameters, for as long as it is entered."""
+    """Hooks on every batch norm and every module with parameters, for as long as it is entered."""
 
     def __init__(self, model: nn.Module) -> None:
         self.calls: tuple[list[Call], list[Call], list[Call]] = ([], [], [])
-        self._modules = [(n, m) for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))]
+        self._modules = [
+            (name, module)
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) or next(module.parameters(recurse=False), None) is not None
+        ]
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> None:
