@@ -1,4 +1,4 @@
-"""The ``sparseprune`` command: prune, train, report, info."""
+"""The ``sparseprune`` command: prune, train, report, analyze, info."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import info, prune, report, train
+from . import analyze, info, prune, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("prune")(prune.command)
 app.command("train")(train.command)
 app.command("report")(report.command)
+app.command("analyze")(analyze.command)
 app.command("info")(info.command)
 
 

@@ -5,6 +5,9 @@ from .ablations import inverted_masks as inverted_masks
 from .ablations import random_masks as random_masks
 from .ablations import reinitialize_ as reinitialize_
 from .ablations import shuffled as shuffled
+from .analysis import Analysis as Analysis
+from .analysis import Pair as Pair
+from .analysis import analyze as analyze
 from .conservation import Conservation as Conservation
 from .conservation import LayerFlow as LayerFlow
 from .conservation import StreamFlow as StreamFlow
