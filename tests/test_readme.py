@@ -22,3 +22,14 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
 def test_pictures_exist():
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README.read_text()):
         assert (README.parent / path).exists(), path
+
+
+def test_examples_of_the_diagnostics_run():
+    page = README.parent / "docs" / "diagnostics.md"
+    [examples] = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(compile(examples, str(page), "exec"), scope)
+    assert scope["small"].parameters <= 10_000 and scope["worst"].counts() == scope["masks"].counts()
+    public = re.findall(r"^from \.\w+ import (\w+) as", Path(scope["dx"].__file__).read_text(), re.MULTILINE)
+    functions = [name for name in public if name[0].islower()]
+    assert functions and not [name for name in functions if not re.search(rf"\b{name}\b", page.read_text())]

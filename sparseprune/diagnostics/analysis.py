@@ -142,7 +142,7 @@ def analyze(model: nn.Module, masks: Masks, x: Tensor, *, signal: bool = True) -
         isometry=isometry_residuals(model, masks),
         conservation=attempt("conservation", lambda: conservation(model, x, masks=masks), None) if signal else None,
         distributions=weight_distributions(model, masks),
-        kernels={name: kernel_positions(mask) for name, mask in kernels.items()},
+        kernels={name: kernel_positions(mask).cpu() for name, mask in kernels.items()},
         notes=tuple(notes),
     )
 

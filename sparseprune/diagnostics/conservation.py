@@ -193,7 +193,7 @@ def _name(end: Call | str) -> str:
 
 
 def _per_unit(values: Tensor, dim: int) -> Tensor:
-    return values.movedim(dim, 0).flatten(1).sum(1)
+    return values.movedim(dim, 0).flatten(1).sum(1).cpu()
 
 
 def _summed(parts: Sequence[Tensor], units: int) -> Tensor | None:

@@ -173,8 +173,8 @@ def _spectrum(output: Tensor, leaf: Tensor, count: int | None) -> Spectrum:
         raise ValueError(f"model must return one row for each input, got {len(output)} rows for {len(leaf)} inputs")
     product = _Products(output, leaf)
     if count is None or count >= product.rank:
-        return Spectrum(torch.linalg.svdvals(product.matrix()), complete=True)
-    return Spectrum(_largest(product, count), complete=False)
+        return Spectrum(torch.linalg.svdvals(product.matrix()).cpu(), complete=True)
+    return Spectrum(_largest(product, count).cpu(), complete=False)
 
 
 class _Products:
