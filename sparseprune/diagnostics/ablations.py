@@ -18,6 +18,7 @@ from ..masks import BitMask, Masks
 from ..models.init import initialize_
 from ..nn import densify, sparsify
 from ..nn.base import SparseLayer
+from ..ops.products import Product
 from ..patterns import LayerWise
 from ..pruning import prunable, prune
 
@@ -155,5 +156,10 @@ def _as_many(model: nn.Module, criterion: Criterion, masks: Masks, **options: An
     return prune(model, criterion, keep=masks.count(), pattern=pattern, exclude=spared, **options)
 
 
-def _negated(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: -score for name, score in scores.items()}
+def _negated(scores: Mapping[str, Tensor | Product]) -> dict[str, Tensor]:
+    return {name: -score for name, score in as_tensors(scores).items()}
+
+
+def as_tensors(scores: Mapping[str, Tensor | Product]) -> dict[str, Tensor]:
+    """The scores of a criterion that may return formulas of them."""
+    return {name: score.tensor() if isinstance(score, Product) else score for name, score in scores.items()}

@@ -14,6 +14,7 @@ from ..criteria.base import Scores
 from ..masks import Masks
 from ..pruning import Exclude, prunable, prune
 from ..summary import summarize
+from .ablations import as_tensors
 from .channels import Removed, UnitGroup, left, smaller, unit_groups, weight_name, without_units
 from .costs import costs
 from .trace import traced
@@ -122,7 +123,7 @@ def sculpt(
     scores: Scores = {}
 
     def recorded(model: nn.Module, params: dict[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        scores.update(criterion(model, params))
+        scores.update(as_tensors(criterion(model, params)))
         return scores
 
     whole = prune(model, recorded, density=1.0, exclude=exclude)

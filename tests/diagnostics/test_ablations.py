@@ -75,6 +75,14 @@ def test_inverted_plans_are_planned(model):
         inverted(3)
 
 
+def test_inverted_formulas(model):
+    def formula(model, params):
+        return {name: sp.Product(p.detach(), None, "|w|") for name, p in params.items()}
+
+    expected = sp.prune(model, inverted(sp.Magnitude()), keep=50)
+    assert dict(sp.prune(model, inverted(formula), keep=50)) == dict(expected)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_reinitialised_weights_are_others_under_the_same_mask(model, masks, sparse):
     model[1].running_mean.fill_(3)
