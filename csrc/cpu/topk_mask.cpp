@@ -327,15 +327,23 @@ class Selection {
     }
     for_tasks([&](int64_t task) {
       int64_t left = tallies_[task].inside;
+      Chunk* chunk = nullptr;  // the one at hand; its slots end at `end`, and its words are numbered from -before
+      int64_t end = 0, before = 0;
+      int32_t* words = nullptr;
       pool_.for_blocks(task, [&](const Key<T>* keys, const uint32_t* slots, int64_t count) {
         for (int64_t i = 0; i < count; ++i) {
+          const int64_t slot = slots[i];
+          if (slot >= end) {
+            const int64_t index = slot / 64 >> chunks_.chunk_shift();
+            chunk = &chunks_[chunks_.first(task) + index];
+            words = tensors_[chunk->tensor].words;
+            before = (index << chunks_.chunk_shift()) - chunk->begin;
+            end = (index + 1) * chunks_.chunk_words() * 64;
+          }
           const uint64_t takes = keys[i] > threshold || (keys[i] == threshold && left-- > 0);
-          const int64_t task_word = slots[i] / 64;
-          Chunk& chunk = chunks_[chunks_.first(task) + (task_word >> chunks_.chunk_shift())];
-          const int64_t word = chunk.begin + (task_word & (chunks_.chunk_words() - 1));
-          int32_t* words = tensors_[chunk.tensor].words;
-          store_bits(words, word, load_bits(words, word) | takes << slots[i] % 64);
-          chunk.kept += static_cast<int32_t>(takes);
+          const int64_t word = slot / 64 - before;
+          store_bits(words, word, load_bits(words, word) | takes << slot % 64);
+          chunk->kept += static_cast<int32_t>(takes);
         }
       });
     });
