@@ -70,7 +70,7 @@ def test_inverted_plans_are_planned(model):
     gone = torch.cat([scores[n][~masks[n].to_bool()] for n in masks])
     assert kept.max() <= gone.min() and masks.summary.connected is not None
     assert sp.prune(model, inverted(criterion), density=0.5, steps=3).density == pytest.approx(0.5, abs=1e-3)
-    assert not hasattr(inverted(sp.Magnitude()), "plan")
+    assert hasattr(inverted(criterion), "plan") and not hasattr(inverted(sp.Magnitude()), "plan")
     with pytest.raises(TypeError, match="criterion must be callable"):
         inverted(3)
 

@@ -86,6 +86,15 @@ def test_sculpted_equals_masked_and_meets_the_budget(name, budget):
         assert len(units) == len(result.model.get_submodule(layer).weight)
 
 
+@pytest.mark.parametrize("name", ["flat", "residual"])
+@pytest.mark.parametrize("budget", ["parameters", "flops"])
+def test_a_budget_that_is_met_exactly_is_not_undercut(name, budget):
+    model, x = built(name)
+    whole = dict(zip(("parameters", "flops"), counted(model, x), strict=True))
+    exact = getattr(sculpt(model, sp.Magnitude(), x, **{budget: whole[budget] // 2}), budget)
+    assert getattr(sculpt(model, sp.Magnitude(), x, **{budget: exact}), budget) == exact
+
+
 def test_no_unit_more_than_the_budget_needs():
     """By brute force over an MLP's hidden units in the order of their worth."""
     model, x = built("mlp")
