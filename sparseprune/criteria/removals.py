@@ -6,6 +6,7 @@ output, each with one channel changed, go through the rest of the network as one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from .batches import BatchLoss
 from .per_sample import unfolded
 from .taps import LAYERS, LayerCall
 
-__all__ = ["removal_losses"]
+__all__ = ["ENTRIES", "removal_losses", "side_by_side", "widest_from"]
 
 ENTRIES = 2**22  # values of the widest activation at once, over all copies: 32 MiB in float64
 
@@ -31,10 +32,7 @@ def removal_losses(loss: BatchLoss, batch: tuple[Tensor, Tensor], name: str, *, 
     """
     inputs, target = loss.split(batch)
     weight = loss.weights[name].detach()
-    plain = _Widest(loss.weights[name])
-    with plain:
-        loss.output(inputs)
-    copies = max(1, ENTRIES // max(plain.widest, 1))
+    copies = max(1, ENTRIES // widest_from(loss, name, inputs))
     rows = weight.flatten(1)
 
     def without(entry: Tensor, inputs: Tensor) -> Tensor:
@@ -43,15 +41,24 @@ def removal_losses(loss: BatchLoss, batch: tuple[Tensor, Tensor], name: str, *, 
             return loss.value(loss.output(inputs), target)
 
     entries = torch.arange(len(rows) if units else weight.numel(), device=weight.device)
-    return torch.cat([_many(without, chunk, inputs) for chunk in entries.split(copies)])
+    return torch.cat([side_by_side(without, chunk, inputs) for chunk in entries.split(copies)])
 
 
-def _many(without: Any, entries: Tensor, inputs: Tensor) -> Tensor:
+def side_by_side(function: Callable[[Tensor, Tensor], Tensor], entries: Tensor, inputs: Tensor) -> Tensor:
+    """``function(entry, inputs)`` for all entries; what of it does not depend on the entry is computed once."""
     try:
-        return vmap(without, in_dims=(0, None), randomness="same")(entries, inputs)
+        return vmap(function, in_dims=(0, None), randomness="same")(entries, inputs)
     except RuntimeError:
         # A changed value was added in place to one that is the same for all: then each copy needs its own from the start.
-        return vmap(without, randomness="same")(entries, inputs.expand(len(entries), *inputs.shape))
+        return vmap(function, randomness="same")(entries, inputs.expand(len(entries), *inputs.shape))
+
+
+def widest_from(loss: BatchLoss, name: str, inputs: Tensor) -> int:
+    """The entries of the largest value that the model computes from the layer of a weight on; at least 1."""
+    watch = _Widest(loss.weights[name])
+    with watch:
+        loss.output(inputs)
+    return watch.widest
 
 
 class _Widest(TorchFunctionMode):
@@ -59,7 +66,7 @@ class _Widest(TorchFunctionMode):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self._weight, self._reached, self.widest = weight, False, 0
+        self._weight, self._reached, self.widest = weight, False, 1
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -88,6 +95,8 @@ class _Removed(TorchFunctionMode):
             return func(*map(swap, args), **{key: swap(value) for key, value in kwargs.items()})
         given = dict(zip(("input", "weight", "bias", *LAYERS[func]), args)) | kwargs
         x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias", None)
+        if self._column is None and "output_padding" in LAYERS[func]:
+            raise ValueError("units must be of linear or convolution layers, got a transposed convolution: exclude it")
         if func not in (F.linear, F.conv2d) or self._column is None:
             return func(x, self._without(), bias, **given)
         whole = func(x, weight, bias, **given)

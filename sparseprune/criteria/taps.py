@@ -129,8 +129,9 @@ class Tapped(TorchFunctionMode):
         follows = self._ends.get(id(args[0])) if self._units and func in FOLLOWING and args else None
         if follows is None or follows[1]._version != follows[2]:
             return func(*args, **kwargs)
-        call, _, _, handle = self._ends.pop(id(args[0]))
-        handle.remove()
+        call, _, _, hook = self._ends.pop(id(args[0]))
+        if hook is not None:
+            hook.remove()
         return self._end(call, func(*args, **kwargs))
 
     def _tap(self, name: str, function: Callable[..., Tensor], given: dict[str, Any]) -> Tensor:
@@ -150,10 +151,11 @@ class Tapped(TorchFunctionMode):
 
     def _end(self, call: LayerCall, output: Tensor) -> Tensor:
         """Hand out the gradient at ``output``, as it is at this moment: what changes it in place comes after."""
-        handle = output.register_hook(lambda gradient: self._hand_out(call, gradient))
+        # Under no_grad the run is for the calls alone.
+        hook = output.register_hook(lambda gradient: self._hand_out(call, gradient)) if output.requires_grad else None
         if self._units:
             call.output = output.detach().clone()
-            self._ends[id(output)] = (call, output, output._version, handle)
+            self._ends[id(output)] = (call, output, output._version, hook)
         return output
 
     def _hand_out(self, call: LayerCall, gradient: Tensor) -> None:
