@@ -34,14 +34,18 @@ def test_equals_a_loop_over_the_examples(name):
     assert_close(Fisher(F.cross_entropy, halves(batch))(model, params), expected)
 
 
+@pytest.mark.parametrize("make", [residual_net, mixed_net])
 @pytest.mark.parametrize("entries", [1, 300])
-def test_a_few_examples_at_a_time_give_the_same(entries, monkeypatch):
-    model, batch = residual_net(), images(5)
+def test_a_few_examples_at_a_time_give_the_same(make, entries, monkeypatch):
+    """However large the batch, no more gradients of single examples are held than fit the memory set aside."""
+    model, batch = make(), images(5)
     expected = Fisher(F.cross_entropy, [batch])(model, weights(model))
     monkeypatch.setattr(per_sample, "CHUNK", entries)
+    monkeypatch.setattr(per_sample, "CACHED", entries)
     held = []
-    form = per_sample.per_sample_gradients
-    monkeypatch.setattr(per_sample, "per_sample_gradients", lambda *a: held.append(form(*a)) or held[-1])
+    reused, formed = per_sample._reused_samples, per_sample.per_sample_gradients
+    monkeypatch.setattr(per_sample, "_reused_samples", lambda *a: (held.append(s) or s for s in reused(*a)))
+    monkeypatch.setattr(per_sample, "per_sample_gradients", lambda *a: held.append(formed(*a)) or held[-1])
     assert_close(Fisher(F.cross_entropy, [batch])(model, weights(model)), expected)
     assert held and all(part.numel() <= max(entries, part[0].numel()) for part in held)
 
