@@ -18,7 +18,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vjp
 from torch.overrides import TorchFunctionMode
 
 from .base import Scores
@@ -150,12 +149,19 @@ class _Layer(torch.autograd.Function):
 
         to_x = to_weight = None
         if ctx.needs_input_grad[0]:
-            [to_g] = vjp(lambda x: layer(x, weight), x)[1](g)
-            [to_q] = vjp(lambda x: layer(x, weight.square()), x)[1](q)
-            to_x = torch.cat([to_g, to_q])
+            to_x = torch.cat(
+                [_pulled(lambda x: layer(x, weight), x, g), _pulled(lambda x: layer(x, weight.square()), x, q)]
+            )
         if ctx.needs_input_grad[1]:
-            [to_weight] = vjp(lambda weight: layer(x.square(), weight), weight)[1](q)
+            to_weight = _pulled(lambda weight: layer(x.square(), weight), weight, q)
         return to_x, to_weight, None, None, None
+
+
+def _pulled(function: Callable[[Tensor], Tensor], value: Tensor, cotangent: Tensor) -> Tensor:
+    """J' cotangent of a function at ``value``; ``torch.func.vjp`` would first load for seconds."""
+    leaf = value.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(function(leaf), leaf, cotangent)[0]
 
 
 class _Elementwise(torch.autograd.Function):
