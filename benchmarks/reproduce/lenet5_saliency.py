@@ -42,7 +42,7 @@ def pruned_shares(model: torch.nn.Module, batch: tuple[Tensor, Tensor], sparsity
     """Of each layer, the share of weights and biases that SNIP removes."""
     scores = sp.SNIP(F.cross_entropy, [batch])(model, dict(model.named_parameters()))
     total = sum(score.numel() for score in scores.values())
-    kept = sp.topk_mask(list(scores.values()), round((1 - sparsity) * total))
+    kept = sp.topk_mask(list(scores.values()), round((1 - sparsity) * total)).masks
     counts = {layer: [0, 0] for layer in PUBLISHED}
     for name, mask in zip(scores, kept, strict=True):
         layer = counts[name.partition(".")[0]]

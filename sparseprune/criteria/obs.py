@@ -109,7 +109,7 @@ def _row_scores(params: Weights, inverses: dict[str, Tensor]) -> Scores:
 
 def _remove_by_rows(params: Weights, inverses: dict[str, Tensor], keep: int) -> tuple[Masks, dict[str, Tensor]]:
     scores = _row_scores(params, inverses)
-    masks = Masks(dict(zip(scores, topk_mask(list(scores.values()), keep), strict=True)))
+    masks = Masks(dict(zip(scores, topk_mask(list(scores.values()), keep).masks, strict=True)))
     weights = {}
     for name, weight in params.items():
         inverse, there = inverses[name], masks[name].to_bool()
