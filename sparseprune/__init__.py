@@ -13,11 +13,29 @@ from . import diagnostics as diagnostics
 from . import models as models
 from .allocation import erk as erk
 from .allocation import uniform as uniform
+from .criteria import LAMP as LAMP
+from .criteria import OBD as OBD
+from .criteria import OBS as OBS
 from .criteria import SNIP as SNIP
+from .criteria import ExactSaliency as ExactSaliency
+from .criteria import Fisher as Fisher
+from .criteria import FourierAmplitude as FourierAmplitude
 from .criteria import GraSP as GraSP
+from .criteria import KarninSensitivity as KarninSensitivity
 from .criteria import Magnitude as Magnitude
+from .criteria import Movement as Movement
+from .criteria import QuadraticSNIP as QuadraticSNIP
 from .criteria import Random as Random
+from .criteria import RelativeMagnitude as RelativeMagnitude
+from .criteria import Shares as Shares
+from .criteria import SignPreserved as SignPreserved
+from .criteria import Skeletonization as Skeletonization
+from .criteria import SynapticSaliency as SynapticSaliency
 from .criteria import SynFlow as SynFlow
+from .criteria import Taylor as Taylor
+from .criteria import VarianceNullity as VarianceNullity
+from .criteria.skeletonization import linear_error as linear_error
+from .criteria.trajectory import Trajectory as Trajectory
 from .masks import BitMask as BitMask
 from .masks import Masks as Masks
 from .nn import SparseConv2d as SparseConv2d
@@ -41,5 +59,6 @@ from .schedules import exponential as exponential
 from .schedules import linear as linear
 from .schedules import one_shot as one_shot
 from .summary import summarize as summarize
+from .surgery import compensate as compensate
 
 __version__ = _version("sparseprune")

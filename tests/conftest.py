@@ -48,6 +48,14 @@ def seed():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def doubles():
+    """New floating tensors are float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 def device(request):
     """The CPU, and the GPU where there is one."""

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # last, so that an installed package is still found before the checkout
 
 from benchmarks import (  # noqa: E402
+    bench_criteria,
     bench_mask_bits,
     bench_masked_conv2d,
     bench_masked_linear,
@@ -111,6 +112,16 @@ def test_a_red_check_ends_a_row_before_it_is_timed():
     with pytest.raises(WrongResultError):
         Measure(TOY, LIMITS, fixture, 0.001)(Row("op", "group", "side", "ours", lambda: Timed(lambda: 1, refuse)))
     assert fixture.timed == 0 and not fixture.extra_info
+
+
+def test_scores_that_differ_from_the_loops_yield_no_number():
+    for row in bench_criteria.rows(TOY):
+        timed = row.build()
+        scores = timed.run()
+        timed.check(scores)
+        for name, score in scores.items():
+            with pytest.raises(WrongResultError, match=name):
+                timed.check({**scores, name: score * 1.1})
 
 
 def test_pruning_that_differs_from_the_published_loop_yields_no_number(monkeypatch):

@@ -25,6 +25,7 @@ ARROWS = {
     "nn": {"masks", "ops"},
     "summary": {"criteria", "masks", "ops"},
     "pruning": {"masks", "ops", "patterns", "schedules", "summary"},
+    "surgery": {"masks", "pruning"},
     "models": set(),
     "data": set(),
     "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
@@ -36,7 +37,9 @@ ARROWS = {
     },
 }  # fmt: skip
 PUBLIC = (
-    "prune Masks BitMask Random Magnitude SNIP GraSP SynFlow one_shot linear exponential cubic uniform erk topk_mask "
+    "prune compensate Masks BitMask Random Magnitude SNIP GraSP SynFlow ExactSaliency Fisher FourierAmplitude LAMP Movement "
+    "OBD OBS QuadraticSNIP RelativeMagnitude Shares SignPreserved Skeletonization SynapticSaliency Taylor "
+    "KarninSensitivity Trajectory VarianceNullity linear_error one_shot linear exponential cubic uniform erk topk_mask "
     "Product kth_value quantile straight_through_topk distributed_topk_mask "
     "masked_linear masked_conv2d SparseLinear SparseConv2d sparsify densify"
 ).split()

@@ -100,8 +100,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ValueError: the file is missing, damaged, of another kind, or does not fit the model.
     """
+    state = read_weights(path, "--weights")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise ValueError(f"--weights must fit the model, got {str(path)!r}: {reason}") from error
+
+
+def read_weights(path: Path, option: str) -> dict[str, torch.Tensor]:
+    """A state dict from a file of tensors, given by ``option``; no code in the file is run.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another kind.
+    """
     if not path.is_file():
-        raise ValueError(f"--weights must be a file, got {str(path)!r}")
+        raise ValueError(f"{option} must be a file, got {str(path)!r}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (
@@ -113,17 +127,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
         ValueError,
     ) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--weights must be an intact file of tensors, got {str(path)!r}: {reason}") from error
+        raise ValueError(f"{option} must be an intact file of tensors, got {str(path)!r}: {reason}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError(f"--weights must be a state dict, got {str(path)!r} with something else")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise ValueError(f"--weights must fit the model, got {str(path)!r}: {reason}") from error
+        raise ValueError(f"{option} must be a state dict, got {str(path)!r} with something else")
+    return state
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -23,7 +23,15 @@ CHUNK = 128
 @sentences
 def command(
     model: shared.Model,
-    criterion: Annotated[str, typer.Option(metavar="NAME", help="random, magnitude, snip, grasp or synflow.")],
+    criterion: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="random, magnitude, relative-magnitude, lamp, synflow; with data snip, iterative-snip, quadratic-snip,"
+            " grasp, synaptic-saliency, exact, taylor, taylor-units, fisher, fisher-units, true-fisher, obd, obs,"
+            " skeletonization, variance-nullity, fourier; with --initial movement, magnitude-increase, sign-preserved.",
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder to write to. Default: runs/MODEL-CRITERION.")
     ] = None,
@@ -31,7 +39,8 @@ def command(
     density: Annotated[float | None, typer.Option(help="Share of weights to keep, in (0, 1].")] = None,
     keep: Annotated[int | None, typer.Option(help="Number of weights to keep.")] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="How many times to score. Default: 100 for synflow, else 1.")
+        int | None,
+        typer.Option(min=1, help="How many times to score. Default: 100 for synflow and iterative-snip, else 1."),
     ] = None,
     schedule: Annotated[
         str, typer.Option(metavar="NAME", help="one-shot, linear, exponential or cubic.")
@@ -52,15 +61,25 @@ def command(
     data: shared.Data = None,
     data_dir: shared.DataDir = None,
     samples_per_class: Annotated[
-        int | None, typer.Option(min=1, help="For snip and grasp: images of each class. Default: 10.")
+        int | None, typer.Option(min=1, help="For criteria with data: images of each class. Default: 10.")
     ] = None,
     batches: Annotated[
         int | None,
-        typer.Option(min=1, help=f"For snip and grasp, instead: so many random batches of {CHUNK}."),
+        typer.Option(min=1, help=f"For criteria with data, instead: so many random batches of {CHUNK}."),
     ] = None,
     bn: Annotated[
         str | None,
-        typer.Option(metavar="MODE", help="For snip and grasp, batch norm: train (default) or, with --weights, eval."),
+        typer.Option(
+            metavar="MODE",
+            help="Batch norm for the snips (but quadratic), grasp and synaptic-saliency: train (default) or, with --weights,"
+            " eval.",
+        ),
+    ] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Weights before training, as init.safetensors of a run; with --weights after it."
+        ),
     ] = None,
     image: shared.Input = None,
     init: shared.Init = None,
@@ -86,27 +105,35 @@ def command(
     from ..report.runs import MASKS_FILE, RUN_FILE, layers_of
     from . import folder, network
     from .info import versions
-    from .options import BN_MODES, CRITERIA, SCHEDULES, choose, choose_pattern, parse_min_per_layer
+    from .options import BN_MODES, CRITERIA, SCHEDULES, Given, choose, choose_pattern, parse_min_per_layer
 
     chosen = choose("--criterion", criterion, CRITERIA)
     pattern = choose_pattern(scope, allocation)
     density_at = choose("--schedule", schedule, SCHEDULES)
     floor = parse_min_per_layer(min_per_layer)
-    mode = choose("--bn", bn or ("eval" if weights else "train"), BN_MODES)
+    default = "train" if chosen.trains_bn and not weights else "eval"
+    mode = choose("--bn", bn or default, BN_MODES)
+    if chosen.needs_data and mode == "train" and not chosen.trains_bn:
+        raise ValueError(f"--bn must be eval for {criterion}, which takes examples one by one, got 'train'")
+    if chosen.needs_initial != (initial is not None):
+        need = "must be given for" if chosen.needs_initial else "must not come with"
+        raise ValueError(f"--initial {need} {criterion}, got {str(initial) if initial else 'none'}")
     steps = steps or chosen.steps
     if chosen.needs_data:
         data = data or "digits"
         if samples_per_class and batches:
             raise ValueError("--samples-per-class must not come with --batches, got both")
     elif samples_per_class or batches:
-        raise ValueError(f"--samples-per-class and --batches must come with snip or grasp, got {criterion}")
+        raise ValueError(
+            f"--samples-per-class and --batches must come with a criterion that takes data, got {criterion}"
+        )
     out = out or Path("runs", f"{model.replace(':', '-').replace('/', '-')}-{criterion}")
     arguments: dict[str, Any] = {
         "model": model, "criterion": criterion, "sparsity": sparsity, "density": density, "keep": keep,
         "steps": steps, "schedule": schedule, "scope": scope, "allocation": allocation,
         "exclude": exclude or [], "min_per_layer": min_per_layer, "data": data, "bn": mode,
         "samples_per_class": samples_per_class, "batches": batches, "input": image, "init": init,
-        "weights": str(weights) if weights else None,
+        "weights": str(weights) if weights else None, "initial": str(initial) if initial else None,
         "model_options": model_option or [], "seed": seed, "dtype": dtype,
     }  # fmt: skip
     stale = folder.stale_training(out, arguments, overwrite)
@@ -122,7 +149,8 @@ def command(
     if net.shape is not None:
         example = torch.ones(1, *net.shape, device=parameter.device, dtype=parameter.dtype)
     batch_list = _batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
-    rule = chosen.make(batch_list, example, torch.Generator().manual_seed(seed), mode)
+    start = network.read_weights(initial, "--initial") if initial else None
+    rule = chosen.make(Given(batch_list, example, torch.Generator().manual_seed(seed), mode, start))
     folder.check_writable(out)
     started = time.monotonic()
     with progress_bar(f"{criterion} on {model}", "step", quiet=json) as show:

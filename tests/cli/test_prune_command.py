@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import sparseprune as sp
 from sparseprune.cli import app
+from sparseprune.cli.options import CRITERIA
 from sparseprune.masks import Masks
 
 
@@ -83,23 +84,38 @@ def test_options_reach_the_library(tmp_path, options, check):
     assert check(Masks.load(tmp_path / "masks.safetensors"))
 
 
-@pytest.mark.parametrize("criterion", ["random", "grasp", "synflow"])
-def test_every_criterion_runs_with_its_defaults(tmp_path, criterion):
-    invoke(
-        "prune",
-        "lenet_300_100",
-        "--criterion",
-        criterion,
-        "--density",
-        "0.1",
-        "--data",
-        "digits",
-        "--out",
-        tmp_path,
-    )
+@pytest.mark.parametrize("criterion", sorted(set(CRITERIA) - {"magnitude", "snip", "exact", "fourier"}))
+def test_every_criterion_runs_with_its_defaults(tmp_path, criterion, before_training):
+    extra = ["--initial", before_training] if CRITERIA[criterion].needs_initial else []
+    command = ["prune", "lenet_300_100", "--criterion", criterion, "--density", "0.1", "--data", "digits"]
+    invoke(*command, *extra, "--out", tmp_path)
     assert Masks.load(tmp_path / "masks.safetensors").count() == 5020
     steps = json.loads((tmp_path / "run.json").read_text())["arguments"]["steps"]
-    assert steps == (100 if criterion == "synflow" else 1)
+    assert steps == (100 if criterion in ("synflow", "iterative-snip") else 1)
+
+
+@pytest.mark.parametrize("criterion", ["exact", "fourier"])
+def test_criteria_that_try_every_weight_or_unit_run_on_the_last_layer(tmp_path, criterion):
+    command = ["prune", "lenet_300_100", "--criterion", criterion, "--data", "digits", "--samples-per-class", "1"]
+    invoke(*command, "--exclude", "fc1", "--exclude", "fc2", "--keep", "77", "--out", tmp_path)
+    assert Masks.load(tmp_path / "masks.safetensors").counts() == {"fc3.weight": 77}
+
+
+@pytest.fixture(scope="module")
+def before_training(tmp_path_factory):
+    path = tmp_path_factory.mktemp("initial") / "init.safetensors"
+    model = sp.models.create("lenet_300_100", input_shape=(1, 8, 8))
+    save_file({name: torch.randn_like(value) for name, value in model.state_dict().items()}, path)
+    return path
+
+
+def test_initial_weights_are_those_of_the_file(tmp_path, before_training):
+    command = ["prune", "lenet_300_100", "--criterion", "movement", "--density", "0.1", "--data", "digits"]
+    invoke(*command, "--initial", before_training, "--out", tmp_path)
+    model = sp.models.create("lenet_300_100", input_shape=(1, 8, 8))
+    model.load_state_dict(load_file(tmp_path / "init.safetensors"))
+    expected = sp.prune(model, sp.Movement(load_file(before_training)), density=0.1)
+    assert dict(Masks.load(tmp_path / "masks.safetensors")) == dict(expected)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,7 @@ def test_every_criterion_runs_with_its_defaults(tmp_path, criterion):
         ),
         (
             ["prune", "lenet5", "--criterion", "random", "--density", "0.1", "--batches", "2"],
-            "must come with snip or grasp",
+            "must come with a criterion that takes data, got random",
         ),
         ([*SNIP, "--data", "letters"], "digits, mnist, cifar10, cifar100, folder"),
         ([*SNIP, "--data", "mnist", "--data-dir", "nowhere"], "nowhere"),
@@ -165,6 +181,15 @@ def test_every_criterion_runs_with_its_defaults(tmp_path, criterion):
         ([*SNIP, "--samples-per-class", "5", "--batches", "2"], "got both"),
         ([*SNIP, "--batches", "99"], "at most 11"),
         ([*SNIP, "--bn", "off"], "eval, train"),
+        (
+            ["prune", "lenet5", "--criterion", "fisher", "--density", "0.1", "--bn", "train"],
+            "--bn must be eval for fisher",
+        ),
+        (
+            ["prune", "lenet5", "--criterion", "movement", "--density", "0.1"],
+            "--initial must be given for movement, got none",
+        ),
+        ([*SNIP, "--initial", "w.pt"], "--initial must not come with snip, got w.pt"),
         ([*SNIP, "--weights", "gone.pt"], "gone.pt"),
         (["report", "nowhere"], "nowhere"),
     ],

@@ -116,3 +116,30 @@ def published_synflow(
     flow = model(torch.ones_like(example[:1], dtype=torch.float64)).sum()
     flow.backward()
     return flow.item(), {name: weight.grad * weight.detach() for name, weight in weights(model).items()}
+
+
+class Shared(nn.Module):
+    """One weight in two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.out = nn.Linear(5, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.layer(torch.tanh(self.layer(x)))))
+
+
+def mixed_net() -> nn.Sequential:
+    """For 3-channel images of 8x8: groups, dilation, strides, a transposed and a one-dimensional convolution, sequences."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding="same", groups=3, dilation=2),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(6, 4, 3, stride=2),
+        nn.Flatten(2),
+        nn.Conv1d(4, 3, 4, stride=3),
+        nn.Tanh(),
+        nn.Linear(96, 5),  # of three dimensions
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(15, 4),
+    )
