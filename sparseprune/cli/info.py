@@ -117,7 +117,9 @@ def _backends(device: str) -> dict[str, str]:
 
     probe = torch.zeros(1, 1, device=device)
     # One op stands for all: what a backend refuses here is the device or the installation.
-    return {name: entry.refusal([probe], [], [], [0], 1, None, True) or "usable" for name, entry in IMPLEMENTATIONS.items()}
+    return {
+        name: entry.refusal([probe], [], [], [0], 1, None, True) or "usable" for name, entry in IMPLEMENTATIONS.items()
+    }
 
 
 def _lines(value: Any) -> list[str]:
