@@ -47,7 +47,7 @@ def _torch() -> Path:
 def _torch_object(folder: Path, source: Path) -> Path:
     torch = _torch()
     includes = [f"-isystem{torch / 'include' / part}" for part in ("", "torch/csrc/api/include")]
-    read = [path.read_text() for path in (source, ROOT / "csrc/torch/cpu_common.h")]
+    read = [path.read_text() for path in (source, *sorted((ROOT / "csrc/torch").glob("*.h")))]
     result = folder / f"{source.stem}-{digest(str(torch), *read)}.o"
     if not result.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -29,6 +29,7 @@ from sparseprune.ops import native  # noqa: E402
 FAILED = "check failed:"
 Check = tuple[str, Callable[[], object]]
 FAMILIES = {
+    "group_topk_mask": ("group_topk_mask",),
     "mask_bits": ("pack_mask", "unpack_mask", "count_mask"),
     "topk_mask": ("topk_mask",),
     "masked_linear": ("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
