@@ -44,6 +44,7 @@ from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
 from .nn import sparsify as sparsify
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
+from .ops.group_topk_mask import group_topk_mask as group_topk_mask
 from .ops.masked_conv2d import masked_conv2d as masked_conv2d
 from .ops.masked_linear import masked_linear as masked_linear
 from .ops.order_statistics import kth_value as kth_value
@@ -51,6 +52,7 @@ from .ops.order_statistics import quantile as quantile
 from .ops.products import Product as Product
 from .ops.straight_through import straight_through_topk as straight_through_topk
 from .ops.topk_mask import topk_mask as topk_mask
+from .patterns import NM as NM
 from .patterns import Global as Global
 from .patterns import LayerWise as LayerWise
 from .pruning import prune as prune

@@ -119,7 +119,7 @@ def prune(
             (0, 1], or the number of weights to keep. All are absolute, over the whole run.
         steps: how many times to score.
         schedule: ``(density, progress) -> density``: ``one_shot``, ``linear``, ``exponential``, ``cubic`` or yours.
-        pattern: ``Global()``, ``LayerWise(allocation)`` or yours.
+        pattern: ``Global()``, ``LayerWise(allocation)``, ``NM(n, m)`` or yours.
         exclude: what to spare; see :func:`prunable`.
         min_per_layer: keep at least this many weights in every layer, or this share of it where it is a float
             below 1. Global criteria otherwise may empty a layer, shortcuts first.

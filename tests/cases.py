@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparseprune.ops import mask_bits, masked_conv2d, masked_linear, topk_mask
+from sparseprune.ops import group_topk_mask, mask_bits, masked_conv2d, masked_linear, topk_mask
 from sparseprune.ops.bitmask import as_rows
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -72,6 +72,7 @@ class Op:
     implementations: Mapping[str, Any]
     inputs: Mapping[str, Callable[[torch.dtype, str], list[Any]]]
     exact: bool = False
+    on_gpu: bool = True
 
 
 def weight_and_words(shape: tuple[int, ...], density: float, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
@@ -213,6 +214,58 @@ def topk_inputs(case: str, share: float, competing: float) -> Callable[[torch.dt
     return make
 
 
+# name -> (shape, k, group). Groups within and across words, on both sides of 32, and rows of several blocks.
+GROUPS = {
+    "1:2": ((5, 70), 1, 2),
+    "2:4": ((7, 100), 2, 4),
+    "2:4 in blocks": ((2, 9000), 2, 4),
+    "3:8": ((6, 5, 24), 3, 8),
+    "4:16": ((3, 80), 4, 16),
+    "5:32": ((3, 160), 5, 32),
+    "2:3": ((4, 99), 2, 3),
+    "3:5 in blocks": ((2, 9000), 3, 5),
+    "7:31": ((3, 217), 7, 31),
+    "17:33": ((3, 99), 17, 33),
+    "63 of 64": ((2, 192), 63, 64),
+    "10:70 in blocks": ((2, 9800), 10, 70),
+    "rows": ((4, 1003), 100, 1003),
+    "one of a row": ((2, 3, 5, 40), 1, 600),
+    "one score": ((1, 1), 1, 1),
+    "none of 4": ((3, 12), 0, 4),
+    "none of 40": ((3, 80), 0, 40),
+    "4 of 4": ((3, 12), 4, 4),
+    "6 of 6": ((3, 12), 6, 6),
+    "40 of 40": ((3, 80), 40, 40),
+    "no rows": ((0, 8), 2, 4),
+    "no columns": ((3, 0), 0, 1),
+}
+
+
+def group_values(kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Scores of one kind: without ties, almost all tied, zeros of both signs, far apart, or neighbours in float32."""
+    normal = torch.randn(shape, dtype=torch.float64)
+    return {
+        "normal": normal,
+        "few": normal.round(),
+        "zeros": torch.where(normal > 1, normal, torch.where(normal > 0, 0.0, -0.0)),
+        "far": torch.where(normal > 0, torch.inf, -torch.inf).where(normal.abs() < 0.5, 1e-40 * normal),
+        "close": 1 + normal.round() * torch.finfo(torch.float32).eps,
+    }[kind]
+
+
+def group_inputs(case: str, kind: str, formula: int, largest: bool) -> Callable[[torch.dtype, str], list[Any]]:
+    shape, k, group = GROUPS[case]
+
+    def make(dtype: torch.dtype, device: str) -> list[Any]:
+        scores = group_values(kind, shape).to(device, dtype)
+        gradient = group_values("few", shape).to(device, dtype) if formula > 1 else None
+        if formula > 1:  # infinity times zero is not a number
+            scores = scores.clamp(-9, 9)
+        return [scores, gradient, formula, k, group, largest]
+
+    return make
+
+
 def _products(module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any]) -> list[Op]:
     """The three ops of a layer: forward, input gradient, weight gradient."""
     kinds = {
@@ -246,8 +299,22 @@ def _topk_op() -> Op:
     return Op("topk_mask", topk_mask._topk_mask, topk_mask.IMPLEMENTATIONS, inputs, exact=True)
 
 
+def _group_op() -> Op:
+    inputs = {f"{case}, few": group_inputs(case, "few", 0, True) for case in GROUPS}
+    for case in ("2:4", "3:8", "3:5 in blocks", "rows"):
+        for kind in ("normal", "zeros", "far", "close"):
+            inputs[f"{case}, {kind}"] = group_inputs(case, kind, 0, True)
+    for case in ("2:4", "rows"):
+        for formula in range(5):
+            inputs[f"{case}, formula {formula}, smallest"] = group_inputs(case, "few", formula, False)
+            inputs[f"{case}, formula {formula}"] = group_inputs(case, "normal", formula, True)
+    run, table = group_topk_mask._group_topk_mask, group_topk_mask.IMPLEMENTATIONS
+    return Op("group_topk_mask", run, table, inputs, exact=True, on_gpu=False)
+
+
 LAYERS = [
     *_products(masked_linear, "masked_linear", LINEAR, linear_inputs),
     *_products(masked_conv2d, "masked_conv2d", CONV, conv_inputs),
 ]
-OPS = [*_mask_ops(), _topk_op(), *LAYERS]
+OPS = [*_mask_ops(), _topk_op(), _group_op(), *LAYERS]
+GPU_OPS = [op for op in OPS if op.on_gpu]

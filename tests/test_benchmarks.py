@@ -12,13 +12,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparseprune.ops import mask_bits, masked_conv2d, masked_linear, topk_mask
+from sparseprune import BitMask
+from sparseprune.ops import group_topk_mask, mask_bits, masked_conv2d, masked_linear, topk_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))  # last, so that an installed package is still found before the checkout
 
 from benchmarks import (  # noqa: E402
     bench_criteria,
+    bench_group_topk_mask,
     bench_mask_bits,
     bench_masked_conv2d,
     bench_masked_linear,
@@ -38,12 +40,13 @@ from benchmarks.saved import crossover, load  # noqa: E402
 
 TOY = Plan("cpu", quick=True)
 LIMITS = {"read": 100.0, "float32": 500.0}
-CHECKED = (bench_mask_bits, bench_masked_linear, bench_masked_conv2d, bench_topk_mask)
+CHECKED = (bench_mask_bits, bench_masked_linear, bench_masked_conv2d, bench_topk_mask, bench_group_topk_mask)
 DICTIONARIES = {
     bench_mask_bits: (mask_bits.PACK, mask_bits.UNPACK, mask_bits.COUNT),
     bench_masked_linear: (masked_linear.FORWARD,),
     bench_masked_conv2d: (masked_conv2d.FORWARD,),
     bench_topk_mask: (topk_mask.IMPLEMENTATIONS,),
+    bench_group_topk_mask: (group_topk_mask.IMPLEMENTATIONS,),
 }
 
 
@@ -70,6 +73,8 @@ def spoilt(result):
         return [(*result[:i], wrong, *result[i + 1 :]) for i, r in enumerate(result) for wrong in spoilt(r)]
     if isinstance(result, list):
         return [[~result[0], *result[1:]], [*result[:-1], ~result[-1]]]
+    if isinstance(result, BitMask):
+        return [~result]
     wrong = torch.as_tensor(result).detach().clone()
     row = wrong[-1:]
     row.copy_(~row if wrong.dtype == torch.bool else row + 1)

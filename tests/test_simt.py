@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from cases import FLOATS, LAYERS, OPS, Op, conv_inputs, linear_inputs
+from cases import FLOATS, GPU_OPS, LAYERS, Op, conv_inputs, linear_inputs
 from oracle import assert_as_accurate, assert_same_bits
 from simt.build import build
 from simt.harness import Emulated
@@ -26,14 +26,14 @@ def as_list(result):
 
 
 def op_named(name: str) -> Op:
-    return next(op for op in OPS if op.name == name)
+    return next(op for op in GPU_OPS if op.name == name)
 
 
 def dtypes(op: Op) -> tuple[torch.dtype, ...]:
     return FLOATS if op in LAYERS or op.name == "topk_mask" else (torch.float32,)
 
 
-CASES = [pytest.param(op, dtype, id=f"{op.name}-{str(dtype)[6:]}") for op in OPS for dtype in dtypes(op)]
+CASES = [pytest.param(op, dtype, id=f"{op.name}-{str(dtype)[6:]}") for op in GPU_OPS for dtype in dtypes(op)]
 
 
 def check(machine: Emulated, op: Op, inputs) -> None:
@@ -52,7 +52,7 @@ def test_agrees_with_the_reference(emulated, op, dtype):
         check(emulated, op, make(dtype, "cpu"))
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", GPU_OPS, ids=lambda op: op.name)
 def test_arrays_may_start_at_any_element(emulated, op):
     for dtype in dtypes(op)[:1]:
         for make in list(op.inputs.values())[:8]:
@@ -102,7 +102,7 @@ def test_rows_of_many_words_are_counted(emulated):
     assert torch.equal(emulated.count_mask(pack_reference(keep)), keep.sum(1))
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", GPU_OPS, ids=lambda op: op.name)
 def test_results_do_not_depend_on_the_schedule(emulated, op):
     case = {"topk_mask": "large, 30%"}.get(op.name, "dilated" if "conv" in op.name else "panel")
     make = op.inputs.get(case) or op.inputs["ragged"]

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from cases import OPS, weight_and_words
+from cases import GPU_OPS, weight_and_words
 from oracle import assert_as_accurate, assert_same_bits
 from simt.build import build
 from simt.harness import Emulated, KernelFault
@@ -145,7 +145,7 @@ def emulated(folder):
 
 
 def op_named(name: str):
-    return next(op for op in OPS if op.name == name)
+    return next(op for op in GPU_OPS if op.name == name)
 
 
 def fault_inputs(name: str):
@@ -230,7 +230,7 @@ def dense_inputs(name: str):
     }[name]
 
 
-@pytest.mark.parametrize("name", [op.name for op in OPS])
+@pytest.mark.parametrize("name", [op.name for op in GPU_OPS])
 def test_one_element_less_is_seen_at_both_ends_of_every_array(emulated, name):
     """A kernel that runs over an end by one differs from this in nothing that the machine could know."""
     machine, inputs = Trimmed(emulated.kernels), dense_inputs(name)

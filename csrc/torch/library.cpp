@@ -10,6 +10,8 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
       "topk_mask(Tensor[] scores, Tensor[] gradients, Tensor[] candidates, int[] formulas, int k, Tensor? k_tensor, "
       "bool largest) -> Tensor[]");
   m.def(
+      "group_topk_mask(Tensor scores, Tensor? gradients, int formula, int k, int group, bool largest) -> Tensor[]");
+  m.def(
       "digit_histogram(Tensor scores, Tensor? candidates, bool wide, bool largest, bool abs, int low, int shift, "
       "int width) -> Tensor");
   m.def(

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from . import backends
 from .bitmask import BitMask
+from .products import DTYPES
 from .ranks import Ranks
 from .shard import Shard, is_dtensor, shard_of
-from .topk_mask import DTYPES, TopK, _check_masks
+from .topk_mask import TopK, _check_masks
 from .topk_shards import ALL, Order, digit_histogram, digits, threshold_mask, tie_histogram
 
 # What all ranks must be given alike, and how to show it.

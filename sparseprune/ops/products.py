@@ -7,6 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bitmask import as_rows
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_DIMENSIONS = 8  # that a kernel walks; what has more is copied
+
 # In the order of the kernels' numbers.
 FORMULAS = ("w", "|w|", "w*g", "|w*g|", "|w|*g")
 
@@ -92,3 +97,35 @@ def evaluate(formula: str, weight: Tensor, gradient: Tensor) -> Tensor:
         return weight.abs() * gradient
     product = weight * gradient
     return product.abs() if formula == "|w*g|" else product
+
+
+def as_product(scores: Tensor | Product, absolute: bool, name: str) -> Product:
+    """What an op is given, as a formula.
+
+    Raises:
+        TypeError: it is neither a Product nor a tensor of a dtype that can be selected from.
+        ValueError: absolute values of a Product are wanted.
+    """
+    if not isinstance(scores, (Tensor, Product)) or scores.dtype not in DTYPES:
+        kind = type(scores).__name__ if not isinstance(scores, Tensor) else f"a {scores.dtype} tensor"
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"{name} must be a tensor of {allowed}, got {kind}")
+    if not isinstance(scores, Product):
+        return Product(scores, None, "|w|" if absolute else "w")
+    if absolute:
+        raise ValueError(f"abs must be False for a Product, whose formula says it, got True for {scores.formula}")
+    return scores
+
+
+def as_operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As the op takes it: at least two dimensions; in rows unless the kernel walks strides, as that of the CPU does."""
+    tensor = tensor.detach().to(dtype)
+    if tensor.device.type == "cpu" and 2 <= tensor.dim() <= MOST_DIMENSIONS:
+        return tensor
+    return tensor.reshape(as_rows(tensor.shape)).contiguous()
+
+
+def values_in_rows(weight: Tensor, gradient: Tensor, formula: int, largest: bool) -> Tensor:
+    """[R, C]: what the larger is the better of, for a formula by its number."""
+    values = evaluate(FORMULAS[formula], weight, gradient).reshape(as_rows(weight.shape))
+    return values if largest else -values

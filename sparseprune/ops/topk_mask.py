@@ -15,10 +15,7 @@ from torch import Tensor
 from . import backends
 from .bitmask import BitMask, as_rows
 from .mask_bits import count_mask, pack_reference, unpack_mask, unpack_reference, words_per_row
-from .products import FORMULAS, Product, evaluate
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-MOST_DIMENSIONS = 8  # that a kernel walks; what has more is copied
+from .products import FORMULAS, Product, as_operand, as_product, values_in_rows
 
 
 class TopK(NamedTuple):
@@ -118,9 +115,9 @@ class _Selection:
         self.names, self.check, self.backend, self.largest = names, check, backend, largest
         self.products, self.candidates = products, candidates
         self.formulas = [FORMULAS.index(p.formula) for p in products]
-        self.weights = [_as_operand(p.weight, p.dtype) for p in products]
+        self.weights = [as_operand(p.weight, p.dtype) for p in products]
         self.gradients = [
-            w.new_empty(0, 0) if p.gradient is None else _as_operand(p.gradient, p.dtype)
+            w.new_empty(0, 0) if p.gradient is None else as_operand(p.gradient, p.dtype)
             for p, w in zip(products, self.weights, strict=True)
         ]
 
@@ -177,15 +174,9 @@ def _check_scores(scores: Sequence[Tensor | Product], absolute: bool, names: Seq
         raise ValueError(f"names must have one entry a tensor, got {len(names)} for {len(scores)}")
     products = []
     for i, score in enumerate(scores):
-        if not isinstance(score, (Tensor, Product)) or score.dtype not in DTYPES:
-            kind = type(score).__name__ if not isinstance(score, Tensor) else f"a {score.dtype} tensor"
-            allowed = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise TypeError(f"{names[i] if names else f'scores[{i}]'} must be a tensor of {allowed}, got {kind}")
+        products.append(as_product(score, absolute, names[i] if names else f"scores[{i}]"))
         if score.device != scores[0].device:
             raise ValueError(f"scores must be on one device, got {scores[0].device} and {score.device}")
-        if absolute and isinstance(score, Product):
-            raise ValueError(f"abs must be False for a Product, whose formula says it, got True for {score.formula}")
-        products.append(score if isinstance(score, Product) else Product(score, None, "|w|" if absolute else "w"))
     return products
 
 
@@ -238,22 +229,13 @@ def _check_bounds(
     return least, most
 
 
-def _as_operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the op takes it: at least two dimensions; in rows unless the kernel walks strides, as that of the CPU does."""
-    tensor = tensor.detach().to(dtype)
-    if tensor.device.type == "cpu" and 2 <= tensor.dim() <= MOST_DIMENSIONS:
-        return tensor
-    return tensor.reshape(as_rows(tensor.shape)).contiguous()
-
-
 def _values(scores: list[Tensor], gradients: list[Tensor], formulas: list[int], largest: bool) -> list[Tensor]:
     """Rows of what the larger is the better of, all in one dtype."""
     wide = torch.float64 if any(s.dtype == torch.float64 for s in scores) else torch.float32
     values = []
     for i, (score, formula) in enumerate(zip(scores, formulas, strict=True)):
         gradient = gradients[i] if "g" in FORMULAS[formula] else score
-        value = evaluate(FORMULAS[formula], score.to(wide), gradient.to(wide)).reshape(as_rows(score.shape))
-        values.append(value if largest else -value)
+        values.append(values_in_rows(score.to(wide), gradient.to(wide), formula, largest))
     return values
 
 

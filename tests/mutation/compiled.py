@@ -13,6 +13,7 @@ from mutation.mutants import ROOT, Mutant
 from simt.build import KERNELS, build, included
 
 CPU = ROOT / "csrc/cpu"
+UNITS = (*KERNELS, "group_topk_mask")
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-sanitize=vptr")
 
 
@@ -35,7 +36,7 @@ def units_of(mutant: Mutant) -> tuple[str, list[str]] | None:
     """A level that this machine can run at which the line is compiled, the best first, and the units it is in."""
     name = Path(mutant.file).name
     for level in reversed(isa_levels()):
-        if units := [u for u in KERNELS if (name, mutant.line) in lines_compiled(u, level)]:
+        if units := [u for u in UNITS if (name, mutant.line) in lines_compiled(u, level)]:
             return level, units
     return None
 
@@ -47,7 +48,7 @@ def _torch() -> Path:
 def _torch_object(folder: Path, source: Path) -> Path:
     torch = _torch()
     includes = [f"-isystem{torch / 'include' / part}" for part in ("", "torch/csrc/api/include")]
-    read = [path.read_text() for path in (source, ROOT / "csrc/torch/cpu_common.h")]
+    read = [path.read_text() for path in (source, *sorted((ROOT / "csrc/torch").glob("*.h")))]
     result = folder / f"{source.stem}-{digest(str(torch), *read)}.o"
     if not result.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,7 @@ def cpu_library(folder: Path, mutant: Mutant | None, level: str, units: list[str
     changed = dict(texts())
     if mutant is not None:
         changed[Path(mutant.file).name] = mutant.apply(mutant.text)
-    for unit in KERNELS:
+    for unit in sorted({path.stem for path in CPU.glob("*.cpp")} - {"isa", "scratch"}):
         for each in LEVELS:
             sources = changed if each == level and unit in units else texts()
             objects.append(compiled(folder, unit, sources, (*level_flags(each), *SANITIZED)))

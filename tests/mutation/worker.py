@@ -29,6 +29,7 @@ from sparseprune.ops import native  # noqa: E402
 FAILED = "check failed:"
 Check = tuple[str, Callable[[], object]]
 FAMILIES = {
+    "group_topk_mask": ("group_topk_mask",),
     "mask_bits": ("pack_mask", "unpack_mask", "count_mask"),
     "topk_mask": ("topk_mask",),
     "masked_linear": ("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
@@ -53,6 +54,14 @@ def cpu_checks(job: dict) -> Iterator[Check]:
             test = contract.test_agrees_with_the_reference_or_refuses
             yield f"{op.name} {dtype}", lambda op=op, dtype=dtype, test=test: test(op, backend, dtype, "cpu")
         yield f"{op.name} threads", lambda op=op: contract.test_native_results_do_not_depend_on_threads(op)
+    if "group_topk_mask" in job["units"]:
+        groups = importlib.import_module("test_group_topk_mask")
+        for dtype in (torch.float32, torch.float64):
+            yield "neighbours", lambda dtype=dtype: groups.test_groups_of_neighbours(dtype, backend)
+        for kind in groups.HARD:
+            for dtype in (torch.float32, torch.float64):
+                test = groups.test_large_groups
+                yield f"{kind} group", lambda kind=kind, dtype=dtype, test=test: test(kind, dtype, backend)
     if "topk_mask" in job["units"]:
         for case in score_cases():
             for dtype in (torch.float32, torch.float64):
