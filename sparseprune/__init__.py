@@ -40,8 +40,10 @@ from .masks import BitMask as BitMask
 from .masks import Masks as Masks
 from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseLinear as SparseLinear
+from .nn import dense_gradients as dense_gradients
 from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
+from .nn import held_masks as held_masks
 from .nn import sparsify as sparsify
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
 from .ops.group_topk_mask import group_topk_mask as group_topk_mask
