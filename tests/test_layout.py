@@ -29,7 +29,7 @@ ARROWS = {
     "models": set(),
     "data": set(),
     "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
-    "training": {"data", "masks", "nn", "files"},
+    "training": {"allocation", "data", "masks", "nn", "files", "ops", "patterns", "pruning", "schedules"},
     "report": {"diagnostics", "masks", "training", "files"},
     "cli": {
         "allocation", "criteria", "data", "diagnostics", "files", "masks", "models", "nn", "ops", "patterns",
