@@ -101,7 +101,7 @@ class DynamicSparseTraining(Method):
         gradients = self._observe()
         due = self.steps < self.until and (self._pending or self.steps % self.every == 0)
         if due:
-            gradients = {name: _averaged_over_ranks(g) for name, g in gradients.items()}
+            gradients = {name: averaged_over_ranks(g) for name, g in gradients.items()}
             self._pending = not all(bool(g.isfinite().all()) for g in gradients.values())
         changed = due and not self._pending
         if changed:
@@ -261,7 +261,8 @@ class DSR(DynamicSparseTraining):
         self.threshold.value = state["threshold"]
 
 
-def _averaged_over_ranks(tensor: Tensor) -> Tensor:
+def averaged_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean over the ranks of the default process group, where there is one."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return tensor
     total = tensor.clone()

@@ -11,7 +11,7 @@ from torch import nn, optim
 from torch.multiprocessing import spawn
 
 import sparseprune as sp
-from sparseprune.training import DSR, SET, DeepR, LotteryTickets, RigL, SparseMomentum, attach
+from sparseprune.training import DSR, SET, DeepR, GradualPruning, LotteryTickets, NeST, RigL, SparseMomentum, attach
 
 STEPS, STOP = 24, 13
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
@@ -25,9 +25,13 @@ DYNAMIC = {
     "DeepR": lambda m, o: DeepR(m, o, until=20, l1=1e-3, temperature=1e-3),
 }
 PRUNING = {
+    "AGP": lambda m, o: GradualPruning(m, o, density=0.1, begin=2, end=20, every=3),
     "tickets": lambda m, o: LotteryTickets(m, o, steps_per_round=8, rounds=4, rewind_to=2),
 }
-METHODS = DYNAMIC | PRUNING
+GROWING = {
+    "NeST": lambda m, o: NeST(m, o, grow_until=14, prune_until=22, every=2, rate=0.1),
+}
+METHODS = DYNAMIC | PRUNING | GROWING
 
 
 def net():
