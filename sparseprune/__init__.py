@@ -11,6 +11,7 @@ from importlib.metadata import version as _version
 from . import data as data
 from . import diagnostics as diagnostics
 from . import models as models
+from . import training as training
 from .allocation import erk as erk
 from .allocation import uniform as uniform
 from .criteria import LAMP as LAMP
@@ -64,5 +65,6 @@ from .schedules import linear as linear
 from .schedules import one_shot as one_shot
 from .summary import summarize as summarize
 from .surgery import compensate as compensate
+from .training import attach as attach
 
 __version__ = _version("sparseprune")

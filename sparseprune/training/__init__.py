@@ -4,9 +4,6 @@ from .changes import change_scores as change_scores
 from .changes import removed_values as removed_values
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
-from .controls import random_masks_like as random_masks_like
-from .controls import reinitialize as reinitialize
-from .controls import scratch_epochs as scratch_epochs
 from .deepr import DeepR as DeepR
 from .dynamic import DSR as DSR
 from .dynamic import SET as SET
@@ -33,5 +30,6 @@ from .supermasks import Piggyback as Piggyback
 from .thresholds import remove_weak_units as remove_weak_units
 from .thresholds import threshold_masks as threshold_masks
 from .tickets import LotteryTickets as LotteryTickets
+from .tickets import scratch_epochs as scratch_epochs
 from .trainer import Progress as Progress
 from .trainer import train as train

@@ -137,3 +137,16 @@ class LotteryTickets(Method):
         super().load_state_dict(state)
         self.round, self.position = state["round"], state["position"]
         self.snapshot.load_state_dict(state["snapshot"])
+
+
+def scratch_epochs(epochs: int, dense_flops: float, pruned_flops: float) -> tuple[int, int]:
+    """Epochs of training from scratch: (as many as the dense network: "E", as much computation: "B", at most twice).
+
+    Source: Liu et al. 2019, arXiv:1810.05270, section 3.
+
+    >>> scratch_epochs(160, 3, 2), scratch_epochs(160, 3, 1)
+    ((160, 240), (160, 320))
+    """
+    if not 0 < pruned_flops <= dense_flops:
+        raise ValueError(f"pruned_flops must be in (0, dense_flops], got {pruned_flops} of {dense_flops}")
+    return epochs, round(epochs * min(dense_flops / pruned_flops, 2))

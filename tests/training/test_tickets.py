@@ -1,4 +1,4 @@
-"""Lottery tickets: counts, rewinding, controls."""
+"""Lottery tickets: counts, rewinding, resuming."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn, optim
 
 import sparseprune as sp
-from sparseprune.training import LotteryTickets, random_masks_like, reinitialize
+from sparseprune.training import LotteryTickets, scratch_epochs
 
 
 def net():
@@ -143,28 +143,6 @@ def test_resuming_in_the_middle_equals_not_stopping():
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-def test_controls():
-    model = net()
-    masks = sp.prune(model, sp.Magnitude(), sparsity=0.7)
-    sp.sparsify(model, masks)
-    before = copy.deepcopy(model.state_dict())
-    torch.manual_seed(5)
-    expected_draw = torch.rand(())
-    torch.manual_seed(5)
-    reinitialize(model, seed=1)
-    assert torch.equal(torch.rand(()), expected_draw), "the caller's stream goes on"
-    held = sp.nn.held_masks(model)
-    assert held.digest() == masks.digest()
-    for name, mask in masks.items():
-        weight = model.get_parameter(name)
-        assert not weight[~mask.to_bool()].any() and (weight != before[name])[mask.to_bool()].all()
-    twin = reinitialize(copy.deepcopy(model), seed=1)
-    assert torch.equal(twin[0].weight, model[0].weight)
-    other = random_masks_like(masks, seed=2)
-    assert other.counts() == masks.counts() and other.digest() != masks.digest()
-    assert random_masks_like(masks, seed=2).digest() == other.digest()
-
-
 def test_wrong_arguments_are_named():
     model = net()
     for options, words in (
@@ -178,3 +156,5 @@ def test_wrong_arguments_are_named():
         with pytest.raises(ValueError, match=words):
             make(model, **options)
     assert type(model[0]) is nn.Linear
+    with pytest.raises(ValueError, match="pruned_flops must be in"):
+        scratch_epochs(10, 1.0, 2.0)
