@@ -195,6 +195,11 @@ def zero_outside(mask: BitMask, *tensors: Tensor | None) -> None:
             tensor.masked_fill_(_placed_as(pruned, tensor), 0)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a DTensor, gathered from its ranks; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def _placed_as(whole: Tensor, tensor: Tensor) -> Tensor:
     """``whole``, which every rank has, as the shards that a DTensor's ranks hold; else as it is."""
     if not hasattr(tensor, "placements"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import SparseLayer
-from ..nn.base import zero_outside
+from ..nn.base import whole, zero_outside
 from ..nn.convert import zero_state
 from ..nn.dense_gradients import sparse_weights
 from ..ops.bitmask import BitMask
@@ -21,8 +21,9 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     Entry-wise optimizers (SGD, Adam, ...) do so by themselves as long as ``sparsify(model, masks,
     optimizer=optimizer)`` changes the masks. Attached, any optimizer does (also those whose update mixes the entries
     of a weight, as Muon's), and masks may be changed in any way, by ``set_mask`` too: before the next step the state
-    of every weight that was pruned or brought back is set to zero. Gradient clipping, accumulation and AMP need
-    nothing more, since pruned gradients are zero.
+    of every weight that was pruned or brought back is set to zero. That costs a pass over weights and state after
+    each step. Gradient clipping, accumulation and AMP need nothing more, since pruned gradients are zero. LBFGS loses
+    its history when masks change.
 
     A loaded optimizer state is taken to belong to the masks that the model has at the next step, so a checkpoint's
     two halves can be loaded in either order.
@@ -51,15 +52,14 @@ class Hold:
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        # By layer: the words' tensor and its version, which say without waiting for a GPU that nothing changed.
-        self._seen: dict[SparseLayer, tuple[Tensor, int, BitMask]] = {}
-        self._loaded = False
+        # The words' tensor and its version say, without waiting for a GPU, that a mask is as it was.
+        self._seen: dict[SparseLayer, tuple[Tensor, int]] = {}
+        self._loaded = True  # what the optimizer holds by now needs to fit the masks
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         ]
-        self._remember()
 
     def remove(self) -> None:
         """End it; masks and weights stay as they are."""
@@ -70,27 +70,23 @@ class Hold:
         model = self._model()
         return [] if model is None else [layers[0] for layers in sparse_weights(model).values()]
 
-    def _remember(self) -> None:
-        words = {layer: layer.weight_mask for layer in self._layers()}
-        self._seen = {layer: (w, w._version, layer.mask) for layer, w in words.items()}
-
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        changed = False
         for layer in self._layers():
-            words, version, before = self._seen.get(layer, (None, 0, None))
+            words, version = self._seen.get(layer, (None, 0))
             if words is layer.weight_mask and version == words._version and not self._loaded:
                 continue
-            changed = True
-            now = layer.mask
-            held = now if self._loaded or before is None else now & before.to(now.device)
+            held = layer.mask
+            if not self._loaded:  # what was pruned since, and brought back perhaps, is exactly zero
+                held = held & BitMask.from_bool(whole(layer.weight.detach()) != 0)
             zero_state(optimizer, layer.weight, held)
-        if changed:
-            self._remember()
+            self._seen[layer] = (layer.weight_mask, layer.weight_mask._version)
         self._loaded = False
 
-    def _after(self, *_: Any) -> None:
+    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for layer in self._layers():
             zero_outside(layer.mask, layer.weight)
+            if not isinstance(optimizer, torch.optim.LBFGS):  # whose history has no entries
+                zero_state(optimizer, layer.weight, layer.mask)
 
     def _after_loading(self, *_: Any) -> None:
         self._loaded = True

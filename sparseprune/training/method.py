@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..masks import Masks
 from ..nn import held_masks, sparsify
+from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
 
 
@@ -56,8 +57,7 @@ class Method:
 
     def _weights(self) -> dict[str, Tensor]:
         """The values of the weights, whole where they are sharded."""
-        weights = {name: layers[0].weight.detach() for name, layers in sparse_weights(self.model).items()}
-        return {n: w.full_tensor() if hasattr(w, "full_tensor") else w for n, w in weights.items()}
+        return {name: whole(layers[0].weight.detach()) for name, layers in sparse_weights(self.model).items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""

@@ -14,7 +14,7 @@ from sparseprune.training import attach
 
 
 class Mixing(optim.Optimizer):
-    """Every entry moves by the mean of all gradients and of all momenta."""
+    """Every entry moves by the mean of all gradients, and remembers it."""
 
     def __init__(self, params):
         super().__init__(params, {})
@@ -24,8 +24,8 @@ class Mixing(optim.Optimizer):
         for p in self.param_groups[0]["params"]:
             if p.grad is not None:
                 momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.mul_(0.9).add_(p.grad)
-                p.add_(momentum.mean() + 0.01)
+                momentum.mul_(0.9).add_(p.grad.mean() + 0.01)
+                p.add_(momentum)
 
 
 def net():
@@ -83,6 +83,57 @@ def test_masks_changed_by_set_mask_at_any_step(make):
             assert slots.any() and all(not s[slots].any() for s in state_of(optimizer, model.get_parameter(name)))
         assert_clean(model, optimizer)
         assert stale["state"].keys() == optimizer.state_dict()["state"].keys()
+
+
+def test_what_left_and_came_back_between_two_steps_starts_from_zero():
+    model = net()
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    attach(optimizer, model)
+    step(model, optimizer)
+    mask = model[0].mask.to_bool()
+    before = optimizer.state[model[0].weight]["momentum_buffer"].clone()
+    left = mask & (torch.rand(mask.shape) < 0.5)
+    model[0].set_mask(mask & ~left)
+    model[0].set_mask(mask)
+    optimizer.zero_grad()
+    optimizer.step()
+    after = optimizer.state[model[0].weight]["momentum_buffer"]
+    assert before[left].all() and not after[left].any() and not model[0].weight[left].any()
+    assert torch.equal(after[~left], before[~left])
+
+
+def test_a_state_from_before_is_cleaned():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    step(model, optimizer)
+    sparsify(model, masks_for(model))  # leaves the momentum of the dense model
+    attach(optimizer, model)
+    step(model, optimizer)
+    assert_clean(model, optimizer)
+
+
+def test_lbfgs_keeps_its_history_while_masks_stay():
+    model = net()
+    optimizer = optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    attach(optimizer, model)
+    x = torch.randn(5, 6)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+        assert optimizer.state and all(not w[p].any() for w, p in pruned_weights(model))
+    sparsify(model, masks_for(model))
+    optimizer.step(closure)
+    assert all(not w[p].any() for w, p in pruned_weights(model))
+
+
+def pruned_weights(model):
+    return [(model.get_parameter(n), ~m.to_bool()) for n, m in held_masks(model).items()]
 
 
 def test_without_it_a_mixing_optimizer_leaves_values():
