@@ -1,6 +1,5 @@
 """What happens while training: masks that hold, masks that change, checkpoints, exact resumption."""
 
-from .changes import change_scores as change_scores
 from .changes import removed_values as removed_values
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint

@@ -33,6 +33,11 @@ class Topology:
     lr: dict[str, float] = field(default_factory=dict)
 
 
+def share_of(fraction: float, count: int) -> int:
+    """floor(fraction count), where 0.29 of 100 are 29 although the product is a little less."""
+    return math.floor(fraction * count + 1e-9)
+
+
 def smallest(topology: Topology, fraction: float) -> Masks:
     """Drop the floor(fraction n_l) smallest |w| of each layer's n_l live weights.
 
@@ -41,7 +46,7 @@ def smallest(topology: Topology, fraction: float) -> Masks:
     kept = {}
     for name, mask in topology.masks.items():
         live = mask.count()
-        keep = live - math.floor(fraction * live)
+        keep = live - share_of(fraction, live)
         scores = Product(topology.weights[name], None, "|w|")
         kept[name] = topk_mask([scores], keep, masks=[mask], names=[name]).masks[0]
     return Masks(kept)
@@ -59,7 +64,7 @@ def smallest_per_sign(topology: Topology, fraction: float) -> Masks:
         parts = []
         for part in (mask & ~negative, negative):
             live = part.count()
-            keep = live - math.floor(fraction * live)
+            keep = live - share_of(fraction, live)
             parts.append(topk_mask([Product(weight, None, "|w|")], keep, masks=[part], names=[name]).masks[0])
         kept[name] = parts[0] | parts[1]
     return Masks(kept)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.dense_gradients import unwatch_gradients, watch_gradients
-from .drop import Topology, smallest
+from .drop import Topology, share_of, smallest
 from .dynamic import averaged_over_ranks
 from .grow import by_gradient
 from .method import Method, check_count, check_share
@@ -75,7 +74,7 @@ class NeST(Method):
         finite = all(bool(mean.isfinite().all()) for mean in topology.gradients.values())
         if finite:
             sizes = {name: (mask.numel(), mask.count()) for name, mask in topology.masks.items()}
-            counts = {name: min(math.floor(self.growth * n), n - k) for name, (n, k) in sizes.items()}
+            counts = {name: min(share_of(self.growth, n), n - k) for name, (n, k) in sizes.items()}
             self._hold(by_gradient(topology, topology.masks, counts))
         for total in self.sums.values():
             total.zero_()

@@ -36,9 +36,15 @@ def test_what_is_dropped(rule, gone):
     assert set(range(10)) - indices(kept["w"]) == gone
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.35, 65), (0.29, 71), (0.0, 100), (1.0, 0), (0.299, 71)])
+def test_never_more_than_the_share_is_dropped(fraction, count):
+    t = topology({"w": torch.rand(100) + 1})
+    assert smallest(t, fraction)["w"].count() == smallest_per_sign(t, fraction)["w"].count() == count
+
+
 @pytest.mark.parametrize("rule", [smallest, smallest_per_sign])
 def test_pruned_slots_are_never_candidates(rule):
-    t = topology({"w": [math.nan, 1.0, 2.0, math.nan, 3.0, 0.0]}, {"w": [0, 1, 1, 0, 1, 1]})
+    t = topology({"w": [-7.0, 1.0, 2.0, math.nan, 3.0, 0.0]}, {"w": [0, 1, 1, 0, 1, 1]})
     assert indices(rule(t, 0.5)["w"]) == {2, 4}
 
 

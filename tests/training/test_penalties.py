@@ -1,4 +1,4 @@
-"""Penalties against published numbers and autograd; scores of change against worked examples."""
+"""Penalties against published numbers and autograd; removed weights against a worked example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sparseprune as sp
-from sparseprune.training import L1, L2, TwoScale, WeightElimination, change_scores, removed_values
+from sparseprune.training import L1, L2, TwoScale, WeightElimination, removed_values
 
 ALL = [L1(0.3), L2(0.3), WeightElimination(0.3, scale=0.7), TwoScale(0.1, 1e-5, 10)]
 
@@ -75,26 +75,6 @@ def test_penalties_check_their_numbers():
 BEFORE, AFTER = {"w": torch.tensor([1, -1, 0.5, -0.2, 0.1])}, {"w": torch.tensor([0.2, -2, -0.6, -0.1, 0.9])}
 
 
-def kept(rule, k=2, **options):
-    scores = change_scores(BEFORE, AFTER, rule, **options)["w"]
-    return set(scores.argsort(descending=True)[:k].tolist())
-
-
-def test_scores_of_change_are_the_worked_example():
-    torch.testing.assert_close(
-        change_scores(BEFORE, AFTER, "magnitude increase")["w"], torch.tensor([-0.8, 1, 0.1, -0.1, 0.8])
-    )
-    torch.testing.assert_close(change_scores(BEFORE, AFTER, "movement")["w"], torch.tensor([0.8, 1, 1.1, 0.1, 0.8]))
-    assert kept("magnitude increase") == kept("large final") == {1, 4} and kept("movement") == {1, 2}
-    assert kept("small final") == {0, 3} and kept("large initial") == {0, 1} and kept("small initial") == {3, 4}
-
-
-@pytest.mark.parametrize("rule", sp.training.changes.RULES)
-def test_a_changed_sign_ranks_last(rule):
-    assert kept(rule, k=4, same_sign=True) == {0, 1, 3, 4}
-    assert kept(rule, k=5, same_sign=True) == set(range(5))
-
-
 def test_what_becomes_of_removed_weights():
     masks = sp.Masks({"w": torch.tensor([False, True, False, False, True])})
     assert removed_values(BEFORE, AFTER, masks, "zero")["w"].tolist() == pytest.approx([0, -1, 0, 0, 0.1])
@@ -104,5 +84,3 @@ def test_what_becomes_of_removed_weights():
     )
     with pytest.raises(ValueError, match="action must be one of zero, initial, zero if shrinking"):
         removed_values(BEFORE, AFTER, masks, "keep")
-    with pytest.raises(ValueError, match="rule must be one of large final"):
-        change_scores(BEFORE, AFTER, "largest")
