@@ -11,6 +11,7 @@ from importlib.metadata import version as _version
 from . import data as data
 from . import diagnostics as diagnostics
 from . import models as models
+from . import training as training
 from .allocation import erk as erk
 from .allocation import uniform as uniform
 from .criteria import LAMP as LAMP
@@ -40,8 +41,10 @@ from .masks import BitMask as BitMask
 from .masks import Masks as Masks
 from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseLinear as SparseLinear
+from .nn import dense_gradients as dense_gradients
 from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
+from .nn import held_masks as held_masks
 from .nn import sparsify as sparsify
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
 from .ops.group_topk_mask import group_topk_mask as group_topk_mask
@@ -62,5 +65,6 @@ from .schedules import linear as linear
 from .schedules import one_shot as one_shot
 from .summary import summarize as summarize
 from .surgery import compensate as compensate
+from .training import attach as attach
 
 __version__ = _version("sparseprune")

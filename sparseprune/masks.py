@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +87,14 @@ class Masks(Mapping[str, BitMask]):
     def sparsity(self) -> float:
         """1 - density."""
         return 1.0 - self.density
+
+    def digest(self) -> str:
+        """SHA-256 of names, shapes and bits, in hexadecimal: equal masks, equal digests, on any rank and device."""
+        content = hashlib.sha256()
+        for name in sorted(self):
+            content.update(f"{name} {tuple(self[name].shape)}\n".encode())
+            content.update(self[name].words.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()
 
     def to(self, device: torch.device | str) -> Masks:
         """These masks on another device."""

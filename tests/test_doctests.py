@@ -18,6 +18,6 @@ SKIPPED = ("sparseprune.kernels", "sparseprune._C")
 @pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(SKIPPED)])
 def test_docstring_examples(name):
     module = importlib.import_module(name)
-    scope = {**vars(module), "torch": torch, "nn": torch.nn}
+    scope = {"sp": sparseprune, **vars(module), "torch": torch, "nn": torch.nn}
     failed, _ = doctest.testmod(module, extraglobs=scope, raise_on_error=False)
     assert failed == 0

@@ -29,7 +29,7 @@ ARROWS = {
     "models": set(),
     "data": set(),
     "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
-    "training": {"data", "masks", "nn", "files"},
+    "training": {"allocation", "data", "masks", "nn", "files", "ops", "patterns", "pruning", "schedules"},
     "report": {"diagnostics", "masks", "training", "files"},
     "cli": {
         "allocation", "criteria", "data", "diagnostics", "files", "masks", "models", "nn", "ops", "patterns",
@@ -41,7 +41,7 @@ PUBLIC = (
     "OBD OBS QuadraticSNIP RelativeMagnitude Shares SignPreserved Skeletonization SynapticSaliency Taylor "
     "KarninSensitivity Trajectory VarianceNullity linear_error one_shot linear exponential cubic uniform erk topk_mask "
     "Product kth_value quantile straight_through_topk distributed_topk_mask group_topk_mask NM "
-    "masked_linear masked_conv2d SparseLinear SparseConv2d sparsify densify"
+    "masked_linear masked_conv2d SparseLinear SparseConv2d sparsify densify held_masks dense_gradients attach"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")
 CPU_OPS = (*OPS, "group_topk_mask")

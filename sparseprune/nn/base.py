@@ -35,9 +35,12 @@ class SparseLayer(nn.Module):
         weight: the dense layer's Parameter.
         weight_mask: int32 buffer, the packed words of the mask (see :class:`BitMask`); change it with
             :meth:`set_mask` only.
+        dense_gradient: where backward adds the weight's gradient at every slot, or None, where nobody wants it;
+            see :func:`dense_gradients`.
     """
 
     dense_type: ClassVar[type[nn.Module]]
+    dense_gradient: Tensor | None = None
 
     weight: Tensor
     weight_mask: Tensor
@@ -189,4 +192,18 @@ def zero_outside(mask: BitMask, *tensors: Tensor | None) -> None:
     pruned = ~mask.to_bool()
     for tensor in tensors:
         if tensor is not None:
-            tensor.masked_fill_(pruned, 0)
+            tensor.masked_fill_(_placed_as(pruned, tensor), 0)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a DTensor, gathered from its ranks; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _placed_as(whole: Tensor, tensor: Tensor) -> Tensor:
+    """``whole``, which every rank has, as the shards that a DTensor's ranks hold; else as it is."""
+    if not hasattr(tensor, "placements"):
+        return whole
+    from torch.distributed.tensor import distribute_tensor  # slow to import, and in use by now
+
+    return distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)

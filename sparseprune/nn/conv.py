@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..ops.bitmask import BitMask
 from ..ops.masked_conv2d import masked_conv2d
 from .base import SparseLayer, checked
+from .dense_gradients import watched_weight
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
@@ -57,4 +58,6 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         options = (self.stride, padding, self.dilation, self.groups)
+        if self.dense_gradient is not None:
+            return F.conv2d(input, watched_weight(self), self.bias, *options)
         return masked_conv2d(input, self.weight, self.weight_mask, self.bias, *options)

@@ -77,7 +77,7 @@ def sparsify(
                 layer.__class__ = SPARSE_TYPES[type(layer)]
                 layer._own(change.mask)
         if optimizer is not None:
-            _zero_state(optimizer, change.weight, held)
+            zero_state(optimizer, change.weight, held)
     return model
 
 
@@ -161,7 +161,8 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -
         raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")
 
 
-def _zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:
+def zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:
+    """Write zero into the optimizer's state of ``weight`` where ``mask`` prunes."""
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer.state.clear()
         return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops.bitmask import BitMask
 from ..ops.masked_linear import masked_linear
 from .base import SparseLayer, checked
+from .dense_gradients import watched_weight
 
 
 class SparseLinear(SparseLayer, nn.Linear):
@@ -44,4 +46,6 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> y (..., out_features)."""
+        if self.dense_gradient is not None:
+            return F.linear(input, watched_weight(self), self.bias)
         return masked_linear(input, self.weight, self.weight_mask, self.bias)

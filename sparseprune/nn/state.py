@@ -1,4 +1,4 @@
-"""dense_state_dict: a sparse model's checkpoint for the plain dense model."""
+"""What a sparse model holds: its masks, and its checkpoint for the plain dense model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..masks import Masks
 from ..ops.bitmask import BitMask
+from .dense_gradients import sparse_weights
+
+
+def held_masks(model: nn.Module) -> Masks:
+    """The masks that a model's sparse layers hold, by parameter name: copies, as ``sparsify`` takes them.
+
+    >>> layer = sp.sparsify(nn.Linear(2, 1), {"weight": torch.tensor([[True, False]])})
+    >>> held_masks(layer).counts()
+    {'weight': 1}
+    """
+    return Masks({name: layers[0].mask for name, layers in sparse_weights(model).items()})
 
 
 def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, Any]:

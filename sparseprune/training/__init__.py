@@ -1,10 +1,34 @@
-"""What happens while training: masks held by the sparse layers, checkpoints, exact resumption."""
+"""What happens while training: masks that hold, masks that change, checkpoints, exact resumption."""
 
+from .changes import removed_values as removed_values
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .deepr import DeepR as DeepR
+from .dynamic import DSR as DSR
+from .dynamic import SET as SET
+from .dynamic import DynamicSparseTraining as DynamicSparseTraining
+from .dynamic import RigL as RigL
+from .dynamic import SparseMomentum as SparseMomentum
+from .dynamic import cosine as cosine
 from .evaluation import evaluate as evaluate
+from .gradual import GradualPruning as GradualPruning
 from .history import Epoch as Epoch
 from .history import History as History
+from .hold import attach as attach
 from .interrupt import TrainingInterrupted as TrainingInterrupted
+from .method import Method as Method
+from .nest import NeST as NeST
+from .penalties import L1 as L1
+from .penalties import L2 as L2
+from .penalties import TwoScale as TwoScale
+from .penalties import WeightElimination as WeightElimination
+from .rewind import Snapshot as Snapshot
+from .supermasks import BernoulliMasks as BernoulliMasks
+from .supermasks import EdgePopup as EdgePopup
+from .supermasks import Piggyback as Piggyback
+from .thresholds import remove_weak_units as remove_weak_units
+from .thresholds import threshold_masks as threshold_masks
+from .tickets import LotteryTickets as LotteryTickets
+from .tickets import scratch_epochs as scratch_epochs
 from .trainer import Progress as Progress
 from .trainer import train as train

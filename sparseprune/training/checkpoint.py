@@ -13,8 +13,8 @@ import torch
 from ..files import write_atomically
 
 FORMAT = "sparseprune-checkpoint"
-VERSION = 1
-KEYS = ("config", "epoch", "step", "loss_sum", "seconds", "history", "model", "optimizer", "random")
+VERSION = 2
+KEYS = ("config", "epoch", "step", "loss_sum", "seconds", "history", "model", "optimizer", "method", "random")
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data import Dataset
 from ..nn import SparseLayer
 from .history import History
+from .method import Method
 from .random_state import random_state, set_random_state
 
 
@@ -54,7 +55,11 @@ def check_config(saved: Mapping[str, Any], config: Mapping[str, Any], path: str 
 
 
 def snapshot(
-    config: Mapping[str, Any], position: Position, model: nn.Module, optimizer: torch.optim.Optimizer
+    config: Mapping[str, Any],
+    position: Position,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    method: Method | None,
 ) -> dict[str, Any]:
     """What ``save_checkpoint`` takes; no scheduler's state: the learning rate is a function of the position."""
     return {
@@ -66,14 +71,19 @@ def snapshot(
         "history": position.history.to_list(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "method": None if method is None else method.state_dict(),
         "random": random_state(),
     }
 
 
-def restore(saved: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> Position:
+def restore(
+    saved: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, method: Method | None
+) -> Position:
     """The inverse of ``snapshot``; the configuration has been checked, so that everything fits."""
     history = History.from_list(saved["history"])
     model.load_state_dict(saved["model"])
     optimizer.load_state_dict(saved["optimizer"])
+    if method is not None:
+        method.load_state_dict(saved["method"])
     set_random_state(saved["random"])
     return Position(saved["epoch"], saved["step"], saved["loss_sum"], saved["seconds"], history)

@@ -20,6 +20,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .evaluation import evaluate, to_model
 from .history import Epoch, History
 from .interrupt import TrainingInterrupted, deferred_interrupt
+from .method import Method
 from .random_state import seeded
 from .resumption import Position, check_config, identity, restore, snapshot
 from .settings import Settings
@@ -59,6 +60,7 @@ def train(
     gamma: float = 0.1,
     seed: int = 0,
     device: torch.device | str | None = None,
+    method: Callable[[nn.Module, torch.optim.Optimizer], Method] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -84,6 +86,9 @@ def train(
         milestones, gamma: for "step": the epochs after which the rate is multiplied by gamma.
         seed: of the data order and of every random layer.
         device: where to train; None: where the model is.
+        method: makes what changes the masks, for example ``lambda model, optimizer: RigL(model, optimizer, until=900)``;
+            its ``step`` follows every optimizer step. Not ``LotteryTickets``, which go back in the data and the
+            schedule.
         checkpoint: file to save to after every epoch, every ``checkpoint_seconds`` and on Ctrl-C.
         resume: go on from ``checkpoint`` if that file exists.
         checkpoint_seconds: at most this much work, or one batch, is lost when the process is killed.
@@ -107,17 +112,17 @@ def train(
     for split in ("train", "test"):
         if dataset.count(split) == 0:
             raise ValueError(f"dataset must have samples to {split} on, got {dataset.name} without any")
-    config = {**asdict(settings), **identity(model, dataset)}
+    config = {**asdict(settings), **identity(model, dataset), "method": "none" if method is None else "given"}
     saved = None
     if resume and os.path.exists(checkpoint):
         saved = load_checkpoint(checkpoint)
         check_config(saved["config"], config, checkpoint)
     if device is not None:
         model.to(device)
-    run = _Run(model, dataset, settings, config, checkpoint, checkpoint_seconds, progress)
+    run = _Run(model, dataset, settings, config, method, checkpoint, checkpoint_seconds, progress)
     with seeded(seed), _deterministic_cudnn(), deferred_interrupt(checkpoint is not None) as interrupted:
         if saved is not None:
-            run.position = restore(saved, model, run.optimizer)
+            run.position = restore(saved, model, run.optimizer, run.method)
         while run.position.epoch < epochs:
             finished = run.epoch(interrupted)
             run.save()
@@ -139,6 +144,7 @@ class _Run:
         dataset: Dataset,
         settings: Settings,
         config: dict[str, Any],
+        method: Callable[[nn.Module, torch.optim.Optimizer], Method] | None,
         checkpoint: str | os.PathLike[str] | None,
         checkpoint_seconds: float,
         progress: Callable[[Progress], Any] | None,
@@ -148,11 +154,14 @@ class _Run:
         self.tell = progress or (lambda event: None)
         self.parameter = next(model.parameters())
         self.optimizer = settings.make_optimizer(model.parameters())
+        self.method = None if method is None else method(model, self.optimizer)
         self.position = Position()
 
     def save(self) -> None:
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, snapshot(self.config, self.position, self.model, self.optimizer))
+            save_checkpoint(
+                self.checkpoint, snapshot(self.config, self.position, self.model, self.optimizer, self.method)
+            )
 
     def epoch(self, interrupted: Callable[[], bool]) -> bool:
         """Finish the epoch that the position is in; False when stopped before its end."""
@@ -196,6 +205,8 @@ class _Run:
         loss = F.cross_entropy(self.model(x), y)
         loss.backward()
         self.optimizer.step()
+        if self.method is not None:
+            self.method.step()
         return loss.detach().double() * len(y)
 
 

@@ -54,7 +54,7 @@ def test_every_truncation_and_every_flipped_byte_is_refused(tmp_path):
         ({"state_dict": {}}, "the keys state_dict"),
         ([1, 2], "a list"),
         ({"format": "sparseprune-checkpoint", "version": 99}, "version 99"),
-        ({"format": "sparseprune-checkpoint", "version": 1, "epoch": 2}, "lacks config"),
+        ({"format": "sparseprune-checkpoint", "version": 2, "epoch": 2}, "lacks config"),
         ({"f": subprocess.Popen}, "tensors and plain values only"),
     ],
 )

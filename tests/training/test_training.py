@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from training import small
 
+import sparseprune as sp
+import sparseprune.training as tr
 from sparseprune.training import History, TrainingInterrupted, evaluate, load_checkpoint, train
 from sparseprune.training.batches import read_batches, training_order
 
@@ -87,6 +89,31 @@ def test_resuming_anywhere_gives_the_same_bits(tmp_path, uninterrupted, epoch, s
     assert_same(results(model, history), uninterrupted)
     if (epoch, step) != (1, 1):
         assert (seen[0].epoch, seen[0].step) == (epoch, step)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, optimizer: tr.RigL(model, optimizer, every=3, until=20),
+        lambda model, optimizer: tr.GradualPruning(model, optimizer, density=0.2, begin=2, end=18, every=3),
+    ],
+)
+def test_masks_that_change_are_resumed_too(tmp_path, make):
+    model, path = small.network(), tmp_path / "c.pt"
+    history = train(model, small.dataset(), **SETTINGS, method=make)
+    expected, masks = results(model, history), sp.held_masks(model)
+    assert masks.digest() != sp.held_masks(small.network()).digest()
+    with pytest.raises(Stop):
+        train(
+            small.network(), small.dataset(), **SETTINGS, method=make, checkpoint=path, checkpoint_seconds=0,
+            progress=stop_at(2, 4),
+        )  # fmt: skip
+    model = small.network()
+    history = train(model, small.dataset(), **SETTINGS, method=make, checkpoint=path, resume=True)
+    assert_same(results(model, history), expected)
+    assert sp.held_masks(model).digest() == masks.digest()
+    with pytest.raises(ValueError, match="method must be 'given' as in the checkpoint"):
+        train(small.network(), small.dataset(), **SETTINGS, checkpoint=path, resume=True)
 
 
 def test_a_finished_run_resumes_to_its_result(tmp_path, uninterrupted):

@@ -1,0 +1,101 @@
+"""Which weights dynamic sparse training drops: ``(topology, fraction) -> the masks of those that stay``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..masks import Masks
+from ..ops.bitmask import BitMask
+from ..ops.products import Product
+from ..ops.topk_mask import topk_mask
+
+
+@dataclass
+class Topology:
+    """What the rules of an update look at.
+
+    Attributes:
+        weights: name -> values, zero at pruned slots.
+        masks: which are live.
+        gradients: name -> dense gradients, or their moving average; empty for methods that ask for none.
+        generator: on the CPU, in the same state on every rank.
+        lr: name -> the learning rate of the weight.
+    """
+
+    weights: dict[str, Tensor]
+    masks: Masks
+    gradients: dict[str, Tensor]
+    generator: torch.Generator
+    lr: dict[str, float] = field(default_factory=dict)
+
+
+def share_of(fraction: float, count: int) -> int:
+    """floor(fraction count), where 0.29 of 100 are 29 although the product is a little less."""
+    return math.floor(fraction * count + 1e-9)
+
+
+def smallest(topology: Topology, fraction: float) -> Masks:
+    """Drop the floor(fraction n_l) smallest |w| of each layer's n_l live weights.
+
+    Source: Evci et al. 2020, arXiv:1911.11134, section 3 (3).
+    """
+    kept = {}
+    for name, mask in topology.masks.items():
+        live = mask.count()
+        keep = live - share_of(fraction, live)
+        scores = Product(topology.weights[name], None, "|w|")
+        kept[name] = topk_mask([scores], keep, masks=[mask], names=[name]).masks[0]
+    return Masks(kept)
+
+
+def smallest_per_sign(topology: Topology, fraction: float) -> Masks:
+    """Of each layer drop that fraction of the smallest positive weights, and of the largest negative ones.
+
+    Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1 (SET).
+    """
+    kept = {}
+    for name, mask in topology.masks.items():
+        weight = topology.weights[name]
+        negative = BitMask.from_bool(weight < 0) & mask
+        parts = []
+        for part in (mask & ~negative, negative):
+            live = part.count()
+            keep = live - share_of(fraction, live)
+            parts.append(topk_mask([Product(weight, None, "|w|")], keep, masks=[part], names=[name]).masks[0])
+        kept[name] = parts[0] | parts[1]
+    return Masks(kept)
+
+
+@dataclass
+class Threshold:
+    """Drop every |w| < H, whatever the layer, and steer H so that about ``fraction`` of all live weights goes.
+
+    Dropped more than ``fraction (1 + tolerance)``: H is halved for the next time; less than ``fraction (1 -
+    tolerance)``: doubled.
+
+    Source: Mostafa and Wang 2019, arXiv:1902.05967, algorithm 1.
+    """
+
+    value: float = 1e-3
+    tolerance: float = 0.1
+
+    def __call__(self, topology: Topology, fraction: float) -> Masks:
+        kept = {
+            name: mask & BitMask.from_bool(topology.weights[name].abs() >= self.value)
+            for name, mask in topology.masks.items()
+        }
+        kept = Masks(kept)
+        live = topology.masks.count()
+        self.steer((live - kept.count()) / live if live else fraction, fraction)
+        return kept
+
+    def steer(self, dropped: float, fraction: float) -> None:
+        """Choose the next H, after this share was dropped."""
+        if dropped > fraction * (1 + self.tolerance):
+            self.value /= 2
+        elif dropped < fraction * (1 - self.tolerance):
+            self.value *= 2

@@ -1,0 +1,270 @@
+"""Dynamic sparse training: drop, redistribute, grow, at every so many steps, with the budget exact after each.
+
+A rule is a small function, and a method is three of them:
+
+    SET             smallest_per_sign   in_place       at_random
+    RigL            smallest            in_place       by_gradient (of the step)
+    SparseMomentum  smallest            by_momentum    by_gradient (moving average)
+    DSR             Threshold           by_survivors   at_random
+    DeepR           crossed_zero        in_place       at_random
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import Masks
+from ..nn.dense_gradients import sparse_weights, unwatch_gradients, watch_gradients
+from .drop import Threshold, Topology, smallest, smallest_per_sign
+from .grow import at_random, by_gradient
+from .method import Method, check_count, check_share
+from .random_state import derived_generator
+from .redistribute import by_momentum, by_survivors, in_place
+
+Drop = Callable[[Topology, float], Masks]
+Redistribute = Callable[[Topology, Masks], Mapping[str, int]]
+Grow = Callable[[Topology, Masks, Mapping[str, int]], Masks]
+
+
+def cosine(start: float, end: float = 0.0) -> Callable[[float], float]:
+    """end + (start - end) / 2 (1 + cos(pi t)), for the share t of the training that is done.
+
+    >>> [round(cosine(0.3)(t), 6) for t in (0, 0.25, 0.5, 1)]
+    [0.3, 0.256066, 0.15, 0.0]
+    """
+    check_share("start", start), check_share("end", end)
+    return lambda t: end + (start - end) / 2 * (1 + math.cos(math.pi * t))
+
+
+class DynamicSparseTraining(Method):
+    """A fixed number of weights that move: after every ``every`` steps some are dropped and as many grown.
+
+    Grown weights and their optimizer state start at 0. The number of live weights is the same after every step. Call
+    ``step()`` after ``optimizer.step()``, also under DDP, where all ranks choose alike: dense gradients are averaged
+    over the ranks and random numbers depend on ``seed`` alone. Under a ``GradScaler`` an update whose gradients
+    overflowed waits for the next step.
+
+    Args:
+        model, optimizer: see :class:`Method`; start with an ``erk`` or ``uniform`` topology.
+        drop, redistribute, grow: the rules.
+        fraction: the share of live weights to drop, a number or a function of progress (steps / until).
+        every: steps between updates.
+        until: no update at this step or later.
+        gradients: "none", "step" (the dense gradient, asked for only in steps that grow) or "average" (an
+            exponential moving average over all steps).
+        decay: of the average.
+        keep_regrown: a weight that is dropped and grown in one update keeps its value and state, since it never left.
+        seed: of all that is random.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        drop: Drop,
+        grow: Grow,
+        redistribute: Redistribute = in_place,
+        fraction: float | Callable[[float], float] = 0.3,
+        every: int = 100,
+        until: int,
+        gradients: str = "none",
+        decay: float = 0.9,
+        keep_regrown: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer)
+        if gradients not in ("none", "step", "average"):
+            raise ValueError(f"gradients must be none, step or average, got {gradients!r}")
+        share = fraction if callable(fraction) else check_share("fraction", fraction)
+        self.fraction = share if callable(share) else lambda t: share
+        self.drop, self.grow, self.redistribute = drop, grow, redistribute
+        self.every, self.until = check_count("every", every), check_count("until", until)
+        self.gradients, self.decay = gradients, check_share("decay", decay)
+        self.keep_regrown = keep_regrown
+        # A stream of its own: the plain seed may well be the one that drew the weights and the first masks.
+        self.generator = derived_generator(check_count("seed", seed, 0))
+        self.average: dict[str, Tensor] = {}
+        self._pending = False
+        self._watched: dict[str, Tensor] = {}
+        self._watch()
+
+    def _advance(self) -> bool:
+        gradients = self._observe()
+        due = self.steps < self.until and (self._pending or self.steps % self.every == 0)
+        if due:
+            gradients = {name: averaged_over_ranks(g) for name, g in gradients.items()}
+            self._pending = not all(bool(g.isfinite().all()) for g in gradients.values())
+        changed = due and not self._pending
+        if changed:
+            self._update(gradients)
+        self._watch()
+        return changed
+
+    def _update(self, gradients: dict[str, Tensor]) -> None:
+        topology = Topology(self._weights(), self.masks, gradients, self.generator, self._rates())
+        kept = self.drop(topology, self.fraction(self.steps / self.until))
+        counts = self.redistribute(topology, kept)
+        grown = self.grow(topology, kept, counts)
+        if not self.keep_regrown:
+            self._hold(kept)
+        self._hold(grown)
+
+    def _watch(self) -> None:
+        """Ask for the dense gradient of the next step, if that is one that looks at it."""
+        following = self.steps + 1
+        due = self._pending or following % self.every == 0
+        grows = self.gradients == "step" and following < self.until and due
+        if grows or (following < self.until and self.gradients == "average"):
+            self._watched = watch_gradients(self.model)
+
+    def _observe(self) -> dict[str, Tensor]:
+        gradients, self._watched = self._watched, {}
+        if gradients:
+            unwatch_gradients(self.model)
+        if self.gradients != "average":
+            return gradients
+        for name, gradient in gradients.items():
+            before = self.average.get(name, torch.zeros_like(gradient))
+            mixed = self.decay * before + (1 - self.decay) * gradient
+            # A step that a GradScaler skips has no gradient to remember.
+            self.average[name] = torch.where(gradient.isfinite().all(), mixed, before)
+        return self.average
+
+    def _rates(self) -> dict[str, float]:
+        """Name -> learning rate."""
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+        return {n: rates.get(id(layers[0].weight), 0.0) for n, layers in sparse_weights(self.model).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "pending": self._pending,
+            "generator": self.generator.get_state(),
+            "average": {name: tensor.clone() for name, tensor in self.average.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._pending = state["pending"]
+        self.generator.set_state(state["generator"].cpu())
+        weights = self._weights()
+        self.average = {name: tensor.to(weights[name].device, copy=True) for name, tensor in state["average"].items()}
+        unwatch_gradients(self.model)
+        self._watched = {}
+        self._watch()
+
+
+class SET(DynamicSparseTraining):
+    """Sparse evolutionary training: the smallest of either sign go, random ones come; ``every`` is an epoch's steps.
+
+    Source: Mocanu et al. 2018, arXiv:1707.04780.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int,
+        until: int,
+        fraction: float | Callable[[float], float] = 0.3,
+        seed: int = 0,
+    ) -> None:
+        rules = {"drop": smallest_per_sign, "grow": at_random}
+        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+
+
+class RigL(DynamicSparseTraining):
+    """The smallest go, those with the largest gradient come; the share falls as a cosine to 0 at ``until``.
+
+    The paper leaves out the optimizer step of an update; here every step is made, and the update follows it. Choose
+    ``until`` as three quarters of the training.
+
+    Source: Evci et al. 2020, arXiv:1911.11134, algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int = 100,
+        until: int,
+        fraction: float | Callable[[float], float] = cosine(0.3),
+        keep_regrown: bool = True,
+        seed: int = 0,
+    ) -> None:
+        rules = {"drop": smallest, "grow": by_gradient, "gradients": "step", "keep_regrown": keep_regrown}
+        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+
+
+class SparseMomentum(DynamicSparseTraining):
+    """Sparse networks from scratch: layers with much momentum per weight grow, where momentum is largest.
+
+    Momentum is an exponential moving average of the dense gradient, so every step until ``until`` computes that.
+
+    Source: Dettmers and Zettlemoyer 2019, arXiv:1907.04840.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int,
+        until: int,
+        fraction: float | Callable[[float], float] = cosine(0.5, 0.005),
+        decay: float = 0.9,
+        seed: int = 0,
+    ) -> None:
+        rules = {"drop": smallest, "redistribute": by_momentum, "grow": by_gradient, "gradients": "average"}
+        steps = {"every": every, "until": until, "decay": decay, "seed": seed}
+        super().__init__(model, optimizer, **rules, fraction=fraction, **steps)
+
+
+class DSR(DynamicSparseTraining):
+    """Dynamic sparse reparameterization: one threshold for all layers that steers itself to drop ``fraction``.
+
+    Source: Mostafa and Wang 2019, arXiv:1902.05967.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int = 100,
+        until: int,
+        fraction: float | Callable[[float], float] = 0.01,
+        threshold: float = 1e-3,
+        seed: int = 0,
+    ) -> None:
+        self.threshold = Threshold(threshold)
+        rules = {"drop": self.threshold, "redistribute": by_survivors, "grow": at_random}
+        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "threshold": self.threshold.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.threshold.value = state["threshold"]
+
+
+def averaged_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean over the ranks of the default process group, where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return tensor
+    total = tensor.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()

@@ -1,0 +1,92 @@
+"""attach(): masks hold under any optimizer, and its state follows them whenever they change."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import SparseLayer
+from ..nn.base import whole, zero_outside
+from ..nn.convert import zero_state
+from ..nn.dense_gradients import sparse_weights
+from ..ops.bitmask import BitMask
+
+
+def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
+    """From here on every ``optimizer.step()`` leaves pruned weights and their state at exactly zero.
+
+    Entry-wise optimizers (SGD, Adam, ...) do so by themselves as long as ``sparsify(model, masks,
+    optimizer=optimizer)`` changes the masks. Attached, any optimizer does (also those whose update mixes the entries
+    of a weight, as Muon's), and masks may be changed in any way, by ``set_mask`` too: before the next step the state
+    of every weight that was pruned or brought back is set to zero. That costs a pass over weights and state after
+    each step. Gradient clipping, accumulation and AMP need nothing more, since pruned gradients are zero. LBFGS loses
+    its history when masks change.
+
+    A loaded optimizer state is taken to belong to the masks that the model has at the next step, so a checkpoint's
+    two halves can be loaded in either order.
+
+    Args:
+        optimizer: of the model's parameters.
+        model: may be wrapped (DDP) or sharded (FSDP2), and be made sparse later.
+
+    Returns:
+        A handle, whose ``remove()`` ends it.
+
+    Raises:
+        TypeError: ``optimizer`` is no torch optimizer.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    >>> hold = attach(optimizer, layer)
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return Hold(optimizer, model)
+
+
+class Hold:
+    """What :func:`attach` returns."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+        # The words' tensor and its version say, without waiting for a GPU, that a mask is as it was.
+        self._seen: dict[SparseLayer, tuple[Tensor, int]] = {}
+        self._loaded = True  # what the optimizer holds by now needs to fit the masks
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(self._after_loading),
+        ]
+
+    def remove(self) -> None:
+        """End it; masks and weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _layers(self) -> list[SparseLayer]:
+        model = self._model()
+        return [] if model is None else [layers[0] for layers in sparse_weights(model).values()]
+
+    def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for layer in self._layers():
+            words, version = self._seen.get(layer, (None, 0))
+            if words is layer.weight_mask and version == words._version and not self._loaded:
+                continue
+            held = layer.mask
+            if not self._loaded:  # what was pruned since, and brought back perhaps, is exactly zero
+                held = held & BitMask.from_bool(whole(layer.weight.detach()) != 0)
+            zero_state(optimizer, layer.weight, held)
+            self._seen[layer] = (layer.weight_mask, layer.weight_mask._version)
+        self._loaded = False
+
+    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for layer in self._layers():
+            zero_outside(layer.mask, layer.weight)
+            if not isinstance(optimizer, torch.optim.LBFGS):  # whose history has no entries
+                zero_state(optimizer, layer.weight, layer.mask)
+
+    def _after_loading(self, *_: Any) -> None:
+        self._loaded = True

@@ -1,0 +1,82 @@
+"""Method: what all that changes masks in mid-training shares: a step counter, masks, a state to resume from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..masks import Masks
+from ..nn import held_masks, sparsify
+from ..nn.base import whole
+from ..nn.dense_gradients import sparse_weights
+
+
+class Method:
+    """Base of the methods. Call :meth:`step` once after every ``optimizer.step()``.
+
+    To resume exactly, load three state dicts, in any order: the model's, the optimizer's and this one's.
+
+    Args:
+        model: with sparse layers.
+        optimizer: of its weights, whose state follows the masks; None for an optimizer without state.
+
+    Attributes:
+        steps: how many have been done.
+
+    Raises:
+        TypeError: ``optimizer`` is no torch optimizer.
+        ValueError: the model has no sparse layer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if not sparse_weights(model):
+            raise ValueError(f"model must hold masks (sparsify(model, masks)), got {type(model).__name__} without any")
+        self.model, self.optimizer = model, optimizer
+        self.steps = 0
+
+    def step(self) -> bool:
+        """Count one optimizer step and do what is due after it; True if masks were changed."""
+        self.steps += 1
+        return self._advance()
+
+    def _advance(self) -> bool:
+        raise TypeError(f"{type(self).__name__} must define _advance")
+
+    @property
+    def masks(self) -> Masks:
+        """The masks that the model holds, copied."""
+        return held_masks(self.model)
+
+    def _hold(self, masks: Mapping[str, Any]) -> None:
+        sparsify(self.model, masks, optimizer=self.optimizer)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """The values of the weights, whole where they are sharded."""
+        return {name: whole(layers[0].weight.detach()) for name, layers in sparse_weights(self.model).items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.steps = state["steps"]
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """``value`` if it is an integer of at least ``least``; else a ValueError that says so."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
+    return value
+
+
+def check_share(name: str, value: Any) -> float:
+    """``value`` if it is a number in [0, 1]; else a ValueError that says so."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+    return value
