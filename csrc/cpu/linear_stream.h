@@ -9,14 +9,20 @@ namespace sparseprune {
 namespace {
 
 constexpr int64_t kStreamBatch = 8;
-// Below this density single slots are visited, above it whole vectors are.
-constexpr int64_t kSlotsInverseDensity = 16;
+// The same for the input gradient, whose lists would have to be transposed.
+constexpr int64_t kStreamGradBatch = 32;
 
-inline bool visit_slots(const int32_t* words, int64_t rows, int64_t row_words, int64_t slots) {
+inline int64_t count_kept(const int32_t* words, int64_t count) {
   int64_t kept = 0;
-  for (int64_t word = 0; word < rows * row_words; ++word)
-    kept += __builtin_popcountll(load_bits(words, word));
-  return kept * kSlotsInverseDensity < slots;
+  for (int64_t word = 0; word < count; ++word) kept += __builtin_popcountll(load_bits(words, word));
+  return kept;
+}
+
+// Single slots are visited at low densities, else whole vectors: vectors of slots, or for slots one by one of samples.
+template <class T, int NB>
+inline bool visit_slots(const int32_t* words, int64_t rows, int64_t row_words, int64_t slots) {
+  constexpr int64_t kInverseDensity = NB >= kLanes<T> ? 2 : 16;
+  return count_kept(words, rows * row_words) * kInverseDensity < slots;
 }
 
 template <class T>
@@ -119,7 +125,12 @@ inline void stream_columns_slots(const T* weight, const int32_t* words, int64_t 
       for (uint64_t bits = load_bits(words, row * row_words + word); bits != 0; bits &= bits - 1) {
         const int64_t column = 64 * word + __builtin_ctzll(bits);
         const T w = weight[row * cols + column];
-        for (int n = 0; n < NB; ++n) dx[(column - 64 * first) * NB + n] += w * g[row * NB + n];
+        T* to = dx + (column - 64 * first) * NB;
+        if constexpr (NB >= kLanes<T>) {
+          for (int n = 0; n < NB; n += kLanes<T>) store(to + n, load(to + n) + splat(w) * load(g + row * NB + n));
+        } else {
+          for (int n = 0; n < NB; ++n) to[n] += w * g[row * NB + n];
+        }
       }
     }
   }
@@ -145,14 +156,18 @@ inline void stream_outer(const T* g, const T* x, const int32_t* words, int64_t c
   }
 }
 
-// f(std::integral_constant<int, NB>) with the smallest NB that holds `batch` <= 8 samples; the missing ones
+// f(std::integral_constant<int, NB>) with the smallest NB that holds `batch` <= `most` samples; the missing ones
 // are zeros.
-template <class F>
+template <int64_t most, class F>
 inline void with_batch(int64_t batch, const F& f) {
   if (batch <= 1) return f(std::integral_constant<int, 1>{});
   if (batch <= 2) return f(std::integral_constant<int, 2>{});
   if (batch <= 4) return f(std::integral_constant<int, 4>{});
-  f(std::integral_constant<int, 8>{});
+  if (batch <= 8 || most == 8) return f(std::integral_constant<int, 8>{});
+  if constexpr (most > 8) {
+    if (batch <= 16) return f(std::integral_constant<int, 16>{});
+    f(std::integral_constant<int, 32>{});
+  }
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 #include <sparseprune/masked_linear.h>
 
+#include "block_lists.h"
 #include "linear_stream.h"
-#include "panels.h"
 
 namespace sparseprune {
 namespace {
@@ -21,7 +21,7 @@ template <class T, int NB>
 void stream_forward(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
                     const LinearSize& size, const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
-  const bool slots = visit_slots(words, size.out, row_words, size.out * size.in);
+  const bool slots = visit_slots<T, NB>(words, size.out, row_words, size.out * size.in);
   Scratch<T> spread_x(NB * 64 * row_words);
   spread<T, NB>(x, size.batch, size.in, 64 * row_words, slots, spread_x.get());
   const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
@@ -40,7 +40,7 @@ template <class T, int NB>
 void stream_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
                        const LinearSize& size, const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
-  const bool slots = visit_slots(words, size.out, row_words, size.out * size.in);
+  const bool slots = visit_slots<T, NB>(words, size.out, row_words, size.out * size.in);
   const int64_t padded_out = ceil_div(size.out, 4) * 4;  // stream_columns reads four rows at a time
   Scratch<T> g(NB * padded_out);
   spread<T, NB>(grad, size.batch, size.out, padded_out, true, g.get());
@@ -84,57 +84,61 @@ void stream_weight_grad(const T* grad, const T* x, const int32_t* words, T* weig
   });
 }
 
-// out[n][i] = sum of list i's values times panels' columns, plus bias[i]: [columns, lists.count].
+// out[n][i] = sum of row or column i's values times panel columns n, plus bias[i], for panels [first, last); a row of
+// out is `stride` long.
 template <class T, int NV>
-void multiply_panels(const Lists<T>& lists, const T* panels, int64_t length, int64_t columns, const T* bias,
-                     T* out, const Parallel& parallel) {
-  constexpr int64_t width = kPanel<T, NV>, block = 16;
-  const int64_t count = ceil_div(columns, width);
-  const int64_t parts =
-      max_of(1, min_of(ceil_div(4 * parallel.threads, count), ceil_div(lists.count, block)));
-  for_ranges(parallel, count * parts, 1, [&](int64_t begin, int64_t end) {
-    alignas(64) T tile[block * width];
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t panel = task / parts, part = task % parts, valid = min_of(width, columns - panel * width);
-      const int64_t stop = first_list(lists, part + 1, parts);
-      for (int64_t list = first_list(lists, part, parts); list < stop; list += block) {
-        const int64_t rows = min_of(block, stop - list);
-        for (int64_t i = 0; i < rows; ++i) {
-          multiply_list<T, NV>(lists, list + i, panels + panel * width * length, tile + i * width);
-          if (bias == nullptr) continue;
-          for (int64_t b = 0; b < width; ++b) tile[i * width + b] += bias[list + i];
-        }
-        transpose(tile, width, rows, valid, out + panel * width * lists.count + list, lists.count);
+void multiply_panels(const BlockLists<T>& part, const T* panels, int64_t length, int64_t first, int64_t last,
+                     int64_t batch, const T* bias, T* tile, T* out, int64_t stride) {
+  constexpr int64_t width = kPanel<T, NV>;
+  const Lists<T> lists = part.lists();
+  for (int64_t panel = first; panel < last; ++panel) {
+    for (int64_t i = 0; i < part.count(); ++i) {
+      const Vec<T> start = splat(bias == nullptr ? T{0} : bias[i]);
+      for (int v = 0; v < NV; ++v) store(tile + i * width + v * kLanes<T>, start);
+    }
+    for (int64_t list = 0; list < lists.count;) {
+      for (int64_t i = 0; i < part.count(); ++i, ++list) {
+        Vec<T> total[NV];
+        for (int v = 0; v < NV; ++v) total[v] = load(tile + i * width + v * kLanes<T>);
+        add_list<T, NV>(lists, list, panels + panel * width * length, total);
+        for (int v = 0; v < NV; ++v) store(tile + i * width + v * kLanes<T>, total[v]);
       }
     }
-  });
+    transpose(tile, width, part.count(), min_of(width, batch - panel * width), out + panel * width * stride, stride);
+  }
 }
 
-// The sums of lists' slots over all panels, and from them the rows of dW.
+// The sums of a part's slots over all panels, in place of its values.
 template <class T, int NV>
-void dot_panels(const Lists<T>& lists, const T* g_panels, const T* x_panels, const LinearSize& size,
-                T* weight_grad, const Parallel& parallel) {
-  const int64_t panels = ceil_div(size.batch, kPanel<T, NV>), parts = min_of(parallel.threads, size.out);
-  Scratch<T> sums(lists.start[lists.count]);
-  for_ranges(parallel, parts, 1, [&](int64_t begin, int64_t end) {
-    const int64_t first = first_list(lists, begin, parts), last = first_list(lists, end, parts);
-    const int64_t kept = lists.start[last] - lists.start[first];
-    std::memset(sums.get() + lists.start[first], 0, static_cast<size_t>(kept) * sizeof(T));
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const T* g = g_panels + panel * kPanel<T, NV> * size.out;
-      const T* x = x_panels + panel * kPanel<T, NV> * size.in;
-      for (int64_t row = first; row < last; ++row) {
-        const int64_t at = lists.start[row];
-        dot_list<T, NV>(lists.index + at, lists.start[row + 1] - at, 0, g + row * kPanel<T, NV>, x,
-                        sums.get() + at);
+void dot_panels(const BlockLists<T>& part, const T* g_panels, const T* x_panels, int64_t first_row,
+                const LinearSize& size) {
+  constexpr int64_t width = kPanel<T, NV>;
+  const Lists<T> lists = part.lists();
+  std::memset(part.values(), 0, static_cast<size_t>(part.kept()) * sizeof(T));
+  for (int64_t panel = 0; panel < ceil_div(size.batch, width); ++panel) {
+    const T* g = g_panels + (panel * size.out + first_row) * width;
+    const T* x = x_panels + panel * width * size.in;
+    for (int64_t list = 0; list < lists.count;) {
+      for (int64_t i = 0; i < part.count(); ++i, ++list) {
+        const int64_t at = lists.start[list];
+        dot_list<T, NV>(lists.index + at, lists.start[list + 1] - at, 0, g + i * width, x, part.values() + at);
       }
     }
-    for (int64_t row = first; row < last; ++row) {
-      T* out = weight_grad + row * size.in;
-      std::memset(out, 0, static_cast<size_t>(size.in) * sizeof(T));
-      for (int64_t at = lists.start[row]; at < lists.start[row + 1]; ++at) out[lists.index[at]] = sums[at];
+  }
+}
+
+// The part's rows of dW; line: one row of them.
+template <class T>
+void write_rows(const BlockLists<T>& part, int64_t cols, bool past_caches, T* line, T* rows) {
+  const Lists<T> lists = part.lists();
+  for (int64_t i = 0; i < part.count(); ++i) {
+    T* out = past_caches ? line : rows + i * cols;
+    std::memset(out, 0, static_cast<size_t>(cols) * sizeof(T));
+    for (int64_t list = i; list < lists.count; list += part.count()) {
+      for (int64_t at = lists.start[list]; at < lists.start[list + 1]; ++at) out[lists.index[at]] = lists.value[at];
     }
-  });
+    if (past_caches) stream_out(line, rows + i * cols, cols);
+  }
 }
 
 }  // namespace
@@ -143,36 +147,65 @@ template <Isa isa, class T>
 void masked_linear(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
                    const LinearSize& size, const Parallel& parallel) {
   if (size.batch <= kStreamBatch) {
-    with_batch(size.batch, [&](auto nb) {
+    with_batch<kStreamBatch>(size.batch, [&](auto nb) {
       stream_forward<T, decltype(nb)::value>(x, weight, words, bias, y, size, parallel);
     });
     return;
   }
-  RowLists<T> rows(weight, words, size.out, size.in, parallel);
-  with_panel<T>(min_of(size.batch, panel_width<T>(size.in)), [&](auto nv) {
+  const RowTasks tasks(words, size.out, size.in, parallel);
+  with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
-    Scratch<T> panels(ceil_div(size.batch, kPanel<T, NV>) * kPanel<T, NV> * size.in);
+    constexpr int64_t width = kPanel<T, NV>;
+    const int64_t count = ceil_div(size.batch, width);
+    Scratch<T> panels(count * width * size.in);
     pack_panels<T, NV>(x, size.batch, size.in, panels.get(), parallel);
-    multiply_panels<T, NV>(rows.lists(), panels.get(), size.in, size.batch, bias, y, parallel);
+    const int64_t block = block_length(tasks.kept(), size.out * size.in, count);
+    const int64_t groups = panel_groups(tasks.count(), count, parallel);
+    for_ranges(parallel, tasks.count() * groups, 1, [&](int64_t begin, int64_t end) {
+      BlockLists<T> part;
+      Scratch<T> tile;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t rows = task / groups, group = task % groups, first = tasks.first(rows);
+        part.take_rows(weight, words, size.in, first, tasks.first(rows + 1), block, tasks.kept(rows));
+        tile.allocate(part.count() * width);
+        multiply_panels<T, NV>(part, panels.get(), size.in, count * group / groups, count * (group + 1) / groups,
+                               size.batch, bias == nullptr ? bias : bias + first, tile.get(), y + first, size.out);
+      }
+    });
   });
 }
 
 template <Isa isa, class T>
 void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
                               const LinearSize& size, const Parallel& parallel) {
-  if (size.batch <= kStreamBatch) {
-    with_batch(size.batch, [&](auto nb) {
+  if (size.batch <= kStreamGradBatch) {
+    with_batch<kStreamGradBatch>(size.batch, [&](auto nb) {
       stream_input_grad<T, decltype(nb)::value>(grad, weight, words, x_grad, size, parallel);
     });
     return;
   }
-  ColumnLists<T> columns(weight, words, size.out, size.in, 1, parallel);
-  with_panel<T>(min_of(size.batch, panel_width<T>(size.out)), [&](auto nv) {
+  const int64_t row_words = ceil_div(size.in, 64), kept = count_kept(words, size.out * row_words);
+  with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
-    Scratch<T> panels(ceil_div(size.batch, kPanel<T, NV>) * kPanel<T, NV> * size.out);
+    constexpr int64_t width = kPanel<T, NV>;
+    const int64_t count = ceil_div(size.batch, width);
+    Scratch<T> panels(count * width * size.out);
     pack_panels<T, NV>(grad, size.batch, size.out, panels.get(), parallel);
-    const T* no_bias = nullptr;
-    multiply_panels<T, NV>(columns.lists(), panels.get(), size.out, size.batch, no_bias, x_grad, parallel);
+    const int64_t block = block_length(kept, size.out * size.in, count);
+    const int64_t slabs = min_of(row_words, max_of(ceil_div(row_words, kSlabWords), parallel.threads));
+    const int64_t groups = panel_groups(slabs, count, parallel);
+    for_ranges(parallel, slabs * groups, 1, [&](int64_t begin, int64_t end) {
+      BlockLists<T> part;
+      Scratch<T> tile;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t slab = task / groups, group = task % groups, first = row_words * slab / slabs;
+        part.take_columns(weight, words, size.out, size.in, first, row_words * (slab + 1) / slabs, block);
+        tile.allocate(part.count() * width);
+        const T* no_bias = nullptr;
+        multiply_panels<T, NV>(part, panels.get(), size.out, count * group / groups, count * (group + 1) / groups,
+                               size.batch, no_bias, tile.get(), x_grad + 64 * first, size.in);
+      }
+    });
   });
 }
 
@@ -181,20 +214,31 @@ void masked_linear_weight_grad(const T* grad, const T* x, const int32_t* words, 
                                const LinearSize& size, const Parallel& parallel) {
   if (size.in == 0 || size.out == 0) return;
   if (size.batch <= kStreamBatch) {
-    with_batch(size.batch, [&](auto nb) {
+    with_batch<kStreamBatch>(size.batch, [&](auto nb) {
       stream_weight_grad<T, decltype(nb)::value>(grad, x, words, weight_grad, size, parallel);
     });
     return;
   }
-  const T* no_values = nullptr;
-  RowLists<T> rows(no_values, words, size.out, size.in, parallel);
-  with_panel<T>(min_of(size.batch, panel_width<T>(size.in)), [&](auto nv) {
+  const RowTasks tasks(words, size.out, size.in, parallel);
+  with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
-    const int64_t padded = ceil_div(size.batch, kPanel<T, NV>) * kPanel<T, NV>;
+    const int64_t count = ceil_div(size.batch, kPanel<T, NV>), padded = count * kPanel<T, NV>;
     Scratch<T> x_panels(padded * size.in), g_panels(padded * size.out);
     pack_panels<T, NV>(x, size.batch, size.in, x_panels.get(), parallel);
     pack_panels<T, NV>(grad, size.batch, size.out, g_panels.get(), parallel);
-    dot_panels<T, NV>(rows.lists(), g_panels.get(), x_panels.get(), size, weight_grad, parallel);
+    const int64_t block = block_length(tasks.kept(), size.out * size.in, count);
+    const bool past_caches = size.out * size.in * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    for_ranges(parallel, tasks.count(), 1, [&](int64_t begin, int64_t end) {
+      BlockLists<T> part;
+      Scratch<T> line(size.in);
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t first = tasks.first(task);
+        const T* no_values = nullptr;
+        part.take_rows(no_values, words, size.in, first, tasks.first(task + 1), block, tasks.kept(task));
+        dot_panels<T, NV>(part, g_panels.get(), x_panels.get(), first, size);
+        write_rows(part, size.in, past_caches, line.get(), weight_grad + first * size.in);
+      }
+    });
   });
 }
 

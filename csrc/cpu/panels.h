@@ -1,6 +1,6 @@
 // Panels: [K][lanes] copies of some columns of a matrix, and the two sparse products over them.
 //
-//   multiply_list      acc[b] = sum_p value[p] panel[index[p]][b]           (SpMM, one output row)
+//   add_list           total[b] += sum_p value[p] panel[index[p]][b]        (SpMM, one output row)
 //   dot_list           sums[p] += sum_b g[b] panel[index[p] - first][b]     (SDDMM, one row of survivors)
 //
 // A panel row is NV vectors; every survivor costs NV FMAs whose second operand is a load from the panel,
@@ -58,12 +58,11 @@ inline Vec<T> sum_each(Vec<T>* vectors) {
 constexpr int64_t kSumBlock = 256;
 
 template <class T, int NV>
-inline void multiply_list(const Lists<T>& lists, int64_t list, const T* panel, T* out) {
+inline void add_list(const Lists<T>& lists, int64_t list, const T* panel, Vec<T>* total) {
   constexpr int U = 8 / NV;  // eight accumulators hide the FMA's latency
   const int32_t* index = lists.index + lists.start[list];
   const T* value = lists.value + lists.start[list];
   const int64_t count = lists.start[list + 1] - lists.start[list];
-  Vec<T> total[NV] = {};
   for (int64_t p = 0; p < count;) {
     const int64_t end = min_of(p + kSumBlock, count);
     Vec<T> acc[U][NV] = {};
@@ -85,6 +84,12 @@ inline void multiply_list(const Lists<T>& lists, int64_t list, const T* panel, T
     }
     for (int v = 0; v < NV; ++v) total[v] += acc[0][v];
   }
+}
+
+template <class T, int NV>
+inline void multiply_list(const Lists<T>& lists, int64_t list, const T* panel, T* out) {
+  Vec<T> total[NV] = {};
+  add_list<T, NV>(lists, list, panel, total);
   for (int v = 0; v < NV; ++v) store(out + v * kLanes<T>, total[v]);
 }
 

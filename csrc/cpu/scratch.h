@@ -22,6 +22,8 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   void allocate(int64_t count) {
+    free_scratch(data_);
+    data_ = nullptr;
     data_ = static_cast<T*>(allocate_scratch(static_cast<size_t>(count) * sizeof(T)));
   }
   T* get() const { return data_; }

@@ -11,12 +11,16 @@ from oracle import assert_as_accurate, assert_same_bits
 pytestmark = pytest.mark.skipif(not isa_levels(), reason="this installation was built without the CPU library")
 LEVELS = isa_levels() or ["portable"]
 THREADS = (1, 3)
-# Batches on both sides of the small-batch paths (8) and of a panel (64 floats of AVX-512), rows of many words.
+# Batches on both sides of the small-batch paths (8; 32 for the input gradient) and of a panel (64 floats of AVX-512),
+# rows of many words, panels cut among threads for want of rows, and a gradient too large for the caches.
 LAYERS = {
     "eight": (linear_inputs, (8, 1100, 260, 0.3)),
     "few": (linear_inputs, (3, 1100, 260, 0.02)),
     "nine": (linear_inputs, (9, 1100, 260, 0.3)),
     "panels": (linear_inputs, (150, 523, 301, 0.2)),
+    "thirty": (linear_inputs, (30, 1100, 260, 0.3)),
+    "narrow": (linear_inputs, (300, 60, 2, 0.6)),
+    "large": (linear_inputs, (33, 1403, 3001, 0.02)),
     "tall": (linear_inputs, (65, 70, 3001, 0.1)),
     "images": (conv_inputs, (5, 19, 23, (17, 16), (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3)),
     "strides": (conv_inputs, (3, 12, 26, (31, 30), (3, 5), (2, 3), (1, 2), (1, 2), 2, 0.4)),
