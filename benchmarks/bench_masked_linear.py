@@ -2,7 +2,7 @@
 
 Expected, forward and backward at 4096 x 4096 in float32 on two AVX-512 cores (570 GF/s, 92 GB/s): dense is bound by
 arithmetic from batch 16 on (batch 128: 12.9 GF, 23 ms, which oneDNN nearly reaches and oneMKL on AMD does not by 2x);
-ours does ``density`` of that work at 25-35 % of the peak, one L2 load a multiply-add, so it should cross oneDNN near a
+ours does ``density`` of that work at 25-35 % of the peak, one cache load a multiply-add, so it should cross oneDNN near a
 density of 0.3 and win by 3x at 0.1 and 20x at 0.01. At batch 1 everything is bound by reading 64 MiB of weights and
 writing as much gradient: 1.4 ms. On a GPU (not measured by its authors' machine): below batch 256 bytes decide and ours
 may win from a density of one half; beyond, tensor cores win down to 2-8 %. Masks of the 2:4 pattern have rows of their

@@ -136,7 +136,7 @@ class RowTasks {
   RowTasks(const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel)
       : start_(rows + 1), first_(rows + 1) {
     const int64_t row_words = ceil_div(cols, 64);
-    for_ranges(parallel, rows, kGrainBytes / (8 * row_words + 1) + 1, [&](int64_t begin, int64_t end) {
+    for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         int64_t kept = 0;
         for (int64_t word = row * row_words; word < (row + 1) * row_words; ++word) {
