@@ -165,7 +165,7 @@ void masked_linear(const T* x, const T* weight, const int32_t* words, const T* b
       BlockLists<T> part;
       Scratch<T> tile;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t rows = task / groups, group = task % groups, first = tasks.first(rows);
+        const int64_t group = task / tasks.count(), rows = task % tasks.count(), first = tasks.first(rows);
         part.take_rows(weight, words, size.in, first, tasks.first(rows + 1), block, tasks.kept(rows));
         tile.allocate(part.count() * width);
         multiply_panels<T, NV>(part, panels.get(), size.in, count * group / groups, count * (group + 1) / groups,
@@ -198,7 +198,7 @@ void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* wor
       BlockLists<T> part;
       Scratch<T> tile;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t slab = task / groups, group = task % groups, first = row_words * slab / slabs;
+        const int64_t group = task / slabs, slab = task % slabs, first = row_words * slab / slabs;
         part.take_columns(weight, words, size.out, size.in, first, row_words * (slab + 1) / slabs, block);
         tile.allocate(part.count() * width);
         const T* no_bias = nullptr;
