@@ -97,8 +97,7 @@ def weight_grad_reference(grad: Tensor, x: Tensor, words: Tensor) -> Tensor:
 
 # Where the sparse kernels beat F.linear on torch.where(m, W, 0): 4096x4096, forward and backward, one Zen 3 core with
 # AVX2. Batch 8: 5.6x at density 0.4. Batch 16: 3.9x at 0.1, 3.4x at 0.4. Batch 128: 3.0x at 0.1, 1.9x at 0.3, 1.5x at
-# 0.5. Batch 1024: 1.1x at 0.4, even at 0.5. With AVX-512 (Zen 5) both sides are faster and batch 512 is 1.1x at 0.5. On
-# a GPU nothing is measured yet, so the vendor's dense product is taken.
+# 0.5. Batch 1024: 1.1x at 0.4, even at 0.5. On a GPU nothing is measured yet, so the vendor's dense product is taken.
 SMALL_BATCH = 8
 DENSITY = 0.4
 
