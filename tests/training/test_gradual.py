@@ -125,3 +125,13 @@ def test_nest_grows_by_the_mean_gradient_then_prunes_by_magnitude():
         layer.weight.add_(torch.tensor([[-0.1, 0, 0], [0, 0, 0.3]]))
     method.step(), method.step()
     assert layer.mask.to_bool().int().tolist() == [[0, 0, 0], [0, 0, 1]]
+
+
+def test_nest_forgets_gradients_after_each_growth():
+    layer = nn.Linear(4, 1, bias=False)
+    sp.sparsify(layer, {"weight": torch.zeros(1, 4, dtype=torch.bool)})
+    method = NeST(layer, None, grow_until=2, prune_until=2, every=1, growth=0.25)
+    for x, live in (([9.0, 8, 0, 0], [1, 0, 0, 0]), ([0.0, 0, 0, 2], [1, 0, 0, 1])):
+        layer(torch.tensor([x])).sum().backward()
+        method.step()
+        assert layer.mask.to_bool().int().tolist() == [live]

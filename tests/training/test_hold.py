@@ -107,8 +107,15 @@ def test_a_state_from_before_is_cleaned():
     optimizer = optim.SGD(model.parameters(), 0.1, momentum=0.9)
     step(model, optimizer)
     sparsify(model, masks_for(model))  # leaves the momentum of the dense model
+    live = model[0].mask.to_bool()
+    with torch.no_grad():
+        model[0].weight.zero_()  # by chance at zero, which is no reason to lose the momentum of live weights
+    momentum = optimizer.state[model[0].weight]["momentum_buffer"]
+    before = momentum.clone()
     attach(optimizer, model)
-    step(model, optimizer)
+    optimizer.zero_grad()
+    optimizer.step()
+    assert before[live].all() and torch.equal(momentum[live], before[live])
     assert_clean(model, optimizer)
 
 
