@@ -163,16 +163,16 @@ class Build(build_ext):
         write_if_changed(work / "build_config.h", "\n".join(config) + "\n")
 
         warnings = ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("CI") else [])]
-        sanitizers = os.environ.get("SPARSEPRUNE_SANITIZE", "")
         common = [
             "-std=c++17",
-            "-O1" if sanitizers else "-O3",  # checked accesses are slow to optimise
+            "-O3",
             "-fPIC",
             "-fvisibility=hidden",
             "-ffp-contract=fast",
             "-Icsrc/include",
             *warnings,
         ]
+        sanitizers = os.environ.get("SPARSEPRUNE_SANITIZE", "")
         checked = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"] if sanitizers else []
         common += checked
         with_torch = [
