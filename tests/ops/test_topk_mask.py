@@ -176,7 +176,9 @@ def sampled_scores(words):
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=str)
-@pytest.mark.parametrize("kind", ["high", "low", "ties", "many inside", "two values", "sorted", "nearly all zero"])
+@pytest.mark.parametrize(
+    "kind", ["high", "low", "ties", "many inside", "two values", "neighbours", "sorted", "nearly all zero"]
+)
 def test_a_sample_that_misleads_costs_time_and_nothing_else(kind, level):
     """What the sample shows differs from the rest, and more than can be put aside lies between the bounds."""
     count = 64 * 16_000
@@ -193,13 +195,15 @@ def test_a_sample_that_misleads_costs_time_and_nothing_else(kind, level):
         x[seen] = torch.rand(len(seen))
     elif kind == "two values":
         x = (x > 0.5).float()
+    elif kind == "neighbours":  # half each, and no key between the two bounds
+        x = torch.tensor([1.0, 1.0 + 2**-23])[torch.randperm(count) % 2]
     elif kind == "sorted":
         x = torch.arange(count).float()
     else:
         x *= torch.rand(count) > 0.99
     order = x.sort(descending=True, stable=True).indices
     with level.forced():
-        for k in (1, 5000, count // 10, count // 2, len(seen), count - 3):
+        for k in (1, 5000, count // 10, count // 2, count // 2 + 3, len(seen), count - 3):
             expected = torch.zeros(count, dtype=torch.bool)
             expected[order[:k]] = True
             found = topk_mask([x.view(100, -1)], k, backend="native")
