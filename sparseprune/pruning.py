@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .criteria.base import check_criterion
 from .masks import Masks
 from .ops.products import Product
 from .patterns import Global, Pattern
@@ -167,8 +168,7 @@ def prune(
 
 
 def _scorer(criterion: Any, model: nn.Module, params: dict[str, nn.Parameter]) -> Callable[[Masks], Any]:
-    if not callable(criterion):
-        raise TypeError(f"criterion must be callable with (model, params), got {type(criterion).__name__}")
+    check_criterion(criterion)
     if hasattr(criterion, "plan"):
         step = criterion.plan(model, params)
         return getattr(step, "products", step)

@@ -24,7 +24,7 @@ ARROWS = {
     "criteria": {"masks", "ops"},
     "nn": {"masks", "ops"},
     "summary": {"criteria", "masks", "ops"},
-    "pruning": {"masks", "ops", "patterns", "schedules", "summary"},
+    "pruning": {"criteria", "masks", "ops", "patterns", "schedules", "summary"},
     "surgery": {"masks", "pruning"},
     "models": set(),
     "data": set(),

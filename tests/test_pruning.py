@@ -311,6 +311,8 @@ def test_wrong_models():
         sp.prune(nn.LazyLinear(2), magnitude, density=0.5)
     with pytest.raises(TypeError, match="criterion must be callable"):
         sp.prune(net(), "magnitude", density=0.5)
+    with pytest.raises(TypeError, match=r"criterion must be an instance, got the class SNIP: write SNIP\(...\)"):
+        sp.prune(net(), sp.SNIP, density=0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

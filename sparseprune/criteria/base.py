@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..ops.products import Product
 
-__all__ = ["Criterion", "ProductCriterion", "Scores", "Weights", "tensors_of"]
+__all__ = ["Criterion", "ProductCriterion", "Scores", "Weights", "check_criterion", "tensors_of"]
 
 Weights = Mapping[str, Tensor]
 Scores = dict[str, Tensor]
@@ -49,6 +49,16 @@ class Criterion(Protocol):
             gets is never looked at.
         """
         ...
+
+
+def check_criterion(criterion: object) -> None:
+    """Raise TypeError unless ``criterion`` can be asked for scores; a class is not asked, its instances are."""
+    if isinstance(criterion, type):
+        raise TypeError(
+            f"criterion must be an instance, got the class {criterion.__name__}: write {criterion.__name__}(...)"
+        )
+    if not callable(criterion):
+        raise TypeError(f"criterion must be callable with (model, params), got {type(criterion).__name__}")
 
 
 class ProductCriterion(ABC):

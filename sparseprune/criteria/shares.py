@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import Scores, Weights
+from .base import Scores, Weights, check_criterion
 
 __all__ = ["Shares"]
 
@@ -37,8 +37,7 @@ class Shares:
     criterion: Callable[[nn.Module, Weights], Any]
 
     def __post_init__(self) -> None:
-        if not callable(self.criterion):
-            raise TypeError(f"criterion must be callable with (model, params), got {type(self.criterion).__name__}")
+        check_criterion(self.criterion)
 
     def __call__(self, model: nn.Module, params: Weights) -> Scores:
         scores = self.criterion(model, params)

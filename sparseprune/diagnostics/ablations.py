@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..criteria import Random
+from ..criteria.base import check_criterion
 from ..masks import BitMask, Masks
 from ..models.init import initialize_
 from ..nn import densify, sparsify
@@ -126,8 +127,7 @@ def inverted(criterion: Criterion) -> Criterion:
     >>> prune(layer, inverted(lambda model, params: {n: p.abs() for n, p in params.items()}), keep=1)["weight"].to_bool()
     tensor([[ True, False]])
     """
-    if not callable(criterion):
-        raise TypeError(f"criterion must be callable with (model, params), got {type(criterion).__name__}")
+    check_criterion(criterion)
     return _InvertedPlan(criterion) if hasattr(criterion, "plan") else _Inverted(criterion)
 
 
