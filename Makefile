@@ -28,7 +28,7 @@ prune: setup
 	$(BIN)/sparseprune report runs/lenet-snip --out runs/lenet-snip/report.png
 
 test: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The wheel as a stranger gets it: built, installed into a fresh environment, tested from another folder.
 wheel-test: setup

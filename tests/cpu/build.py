@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from simt.build import KERNELS, included
+from simt.build import KERNELS, digest, included, made_once
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
@@ -30,10 +29,6 @@ def run(*command: str) -> str:
     return result.stdout
 
 
-def digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
 @cache
 def texts() -> dict[str, str]:
     """The files of csrc/cpu by their names."""
@@ -53,14 +48,13 @@ def compiled(folder: Path, name: str, sources: Mapping[str, str], flags: Sequenc
     """An object of one of these texts, in a folder that is named by those that it includes and by the flags."""
     used = {file: sources[file] for file in sorted(included(f"{name}.cpp", sources))}
     target = folder / f"{name}-{digest(_declarations(), *FLAGS, *flags, *used.values())}"
-    result = target / "object.o"
-    if not result.exists():
-        target.mkdir(parents=True, exist_ok=True)
+
+    def compile_(unfinished: Path) -> None:
         for file, text in used.items():
             (target / file).write_text(text)
-        run("g++", *FLAGS, *flags, "-c", str(target / f"{name}.cpp"), "-o", str(target / "object.tmp"))
-        (target / "object.tmp").replace(result)
-    return result
+        run("g++", *FLAGS, *flags, "-c", str(target / f"{name}.cpp"), "-o", str(unfinished))
+
+    return made_once(target / "object.o", compile_)
 
 
 def executable(
@@ -85,8 +79,8 @@ def executable(
         sources[file] = edit(sources[file])
     flags = (*level_flags(level), *flags)
     objects = [str(compiled(folder, name, sources, flags)) for name in (driver, *kernels)]
-    result = folder / f"{driver}-{digest(*objects)}.program"
-    if not result.exists():
-        run("g++", *flags, "-pthread", *objects, "-o", f"{result}.tmp")
-        Path(f"{result}.tmp").replace(result)
-    return result
+
+    def link(unfinished: Path) -> None:
+        run("g++", *flags, "-pthread", *objects, "-o", str(unfinished))
+
+    return made_once(folder / f"{driver}-{digest(*objects)}.program", link)

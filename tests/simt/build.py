@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
@@ -95,35 +96,47 @@ def included(name: str, sources: Mapping[str, str]) -> set[str]:
     return found
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def made_once(result: Path, make: Callable[[Path], None]) -> Path:
+    """The file, which ``make`` writes to the path that it is given where it is missing.
+
+    Of several processes one makes it and the others wait; nobody sees it half made.
+    """
+    result.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{result}.lock"):
+        if not result.exists():
+            unfinished = result.with_suffix(".tmp")
+            make(unfinished)
+            unfinished.replace(result)
+    return result
 
 
 def _object(folder: Path, unit: Unit, common: str) -> Path:
     """The compiled object, in a folder named by everything that it depends on."""
-    target = folder / f"{unit.name}-{_digest(common, pybind11.__version__, *unit.flags, *unit.texts.values())}"
-    result = target / "object.o"
-    if not result.exists():
-        target.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{unit.name}-{digest(common, pybind11.__version__, *unit.flags, *unit.texts.values())}"
+
+    def compile_(unfinished: Path) -> None:
         for name, text in unit.texts.items():
             (target / name).write_text(text)
-        _run(target, [*unit.flags, f"-I{HERE}", "-c", next(iter(unit.texts)), "-o", "object.tmp"])
-        (target / "object.tmp").replace(result)
-    return result
+        _run(target, [*unit.flags, f"-I{HERE}", "-c", next(iter(unit.texts)), "-o", unfinished.name])
+
+    return made_once(target / "object.o", compile_)
 
 
 def _link(folder: Path, objects: Sequence[Path]) -> Path:
     """The kernels and the machine become one library, which has no other thread-locals; the bindings a module."""
-    target = folder / f"module-{_digest(*map(str, objects))}"
-    module = target / f"simt_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
-    if not module.exists():
-        target.mkdir(parents=True, exist_ok=True)
+    target = folder / f"module-{digest(*map(str, objects))}"
+
+    def link(unfinished: Path) -> None:
         library = f"lib{target.name}.so"
         code = [str(path) for path in objects[:-1]]
         _run(target, ["-shared", "-Wl,-Bsymbolic", f"-Wl,-soname,{library}", *code, "-o", library])
-        _run(target, ["-shared", str(objects[-1]), library, "-Wl,-rpath,$ORIGIN", "-o", "module.tmp"])
-        (target / "module.tmp").replace(module)
-    return module
+        _run(target, ["-shared", str(objects[-1]), library, "-Wl,-rpath,$ORIGIN", "-o", unfinished.name])
+
+    return made_once(target / f"simt_kernels{sysconfig.get_config_var('EXT_SUFFIX')}", link)
 
 
 def _load(module: Path) -> ModuleType:
