@@ -52,6 +52,10 @@ from .ops.masked_conv2d import masked_conv2d as masked_conv2d
 from .ops.masked_linear import masked_linear as masked_linear
 from .ops.order_statistics import kth_value as kth_value
 from .ops.order_statistics import quantile as quantile
+from .ops.packed_conv2d import packed_conv2d as packed_conv2d
+from .ops.packed_linear import packed_linear as packed_linear
+from .ops.packed_values import pack_values as pack_values
+from .ops.packed_values import unpack_values as unpack_values
 from .ops.products import Product as Product
 from .ops.straight_through import straight_through_topk as straight_through_topk
 from .ops.topk_mask import topk_mask as topk_mask

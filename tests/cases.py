@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparseprune.ops import group_topk_mask, mask_bits, masked_conv2d, masked_linear, topk_mask
+from sparseprune.ops import (
+    group_topk_mask,
+    mask_bits,
+    masked_conv2d,
+    masked_linear,
+    packed_conv2d,
+    packed_linear,
+    topk_mask,
+)
 from sparseprune.ops.bitmask import as_rows
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -136,7 +146,7 @@ def linear_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any
 def conv_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]:
     batch, n_in, n_out, size, kernel, stride, padding, dilation, groups, density = CONV[case]
     geometry = [list(stride), list(padding), list(dilation), groups]
-    out = masked_conv2d._output_size(size, kernel, stride, padding, dilation)
+    out = masked_conv2d.output_size(size, kernel, stride, padding, dilation)
 
     def make(dtype: torch.dtype, device: str) -> list[Any]:
         weight, words = weight_and_words((n_out, n_in // groups, *kernel), density, dtype, device)
@@ -148,6 +158,25 @@ def conv_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]
         if kind == "input_grad":
             return [grad, weight, words, list(x.shape), *geometry]
         return [grad, x, words, list(weight.shape), *geometry]
+
+    return make
+
+
+def packed_inputs(make_masked: Callable[..., Any], kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]:
+    """The arguments of a masked layer's op as its packed twin takes them: the survivors alone, and the kernel's size."""
+
+    def make(dtype: torch.dtype, device: str) -> list[Any]:
+        linear = make_masked is linear_inputs
+        first, second, words, *rest = make_masked(kind.replace("values", "weight"), case)(dtype, device)
+        if kind == "values_grad":
+            shape = [words.shape[0], second.shape[1]] if linear else rest.pop(0)
+            kept = int(mask_bits.count_reference(words).sum())
+            return [first, second, words, kept, *([] if linear else [shape[2:]]), *rest]
+        shape, columns = second.shape, math.prod(second.shape[1:])
+        values = second.reshape(words.shape[0], columns)[mask_bits.unpack_reference(words, columns)]
+        if linear:
+            return [first, values, words, *(rest if kind == "forward" else [columns])]
+        return [first, values, words, rest[0], list(shape[2:]), *rest[1:]]  # rest[0]: the bias or the size of x
 
     return make
 
@@ -266,15 +295,19 @@ def group_inputs(case: str, kind: str, formula: int, largest: bool) -> Callable[
     return make
 
 
-def _products(module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any]) -> list[Op]:
-    """The three ops of a layer: forward, input gradient, weight gradient."""
+def _products(
+    module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any], on_gpu: bool = True
+) -> list[Op]:
+    """The three ops of a layer: forward, input gradient, gradient of the weight or of its values."""
+    last = "weight_grad" if hasattr(module, "WEIGHT_GRAD") else "values_grad"
     kinds = {
         "forward": (name, module._forward, module.FORWARD),
         "input_grad": (f"{name}_input_grad", module._input_grad, module.INPUT_GRAD),
-        "weight_grad": (f"{name}_weight_grad", module._weight_grad, module.WEIGHT_GRAD),
+        last: (f"{name}_{last}", getattr(module, f"_{last}"), getattr(module, last.upper())),
     }
     return [
-        Op(op, run, table, {case: inputs(kind, case) for case in cases}) for kind, (op, run, table) in kinds.items()
+        Op(op, run, table, {case: inputs(kind, case) for case in cases}, on_gpu=on_gpu)
+        for kind, (op, run, table) in kinds.items()
     ]
 
 
@@ -315,6 +348,8 @@ def _group_op() -> Op:
 LAYERS = [
     *_products(masked_linear, "masked_linear", LINEAR, linear_inputs),
     *_products(masked_conv2d, "masked_conv2d", CONV, conv_inputs),
+    *_products(packed_linear, "packed_linear", LINEAR, partial(packed_inputs, linear_inputs), on_gpu=False),
+    *_products(packed_conv2d, "packed_conv2d", CONV, partial(packed_inputs, conv_inputs), on_gpu=False),
 ]
 OPS = [*_mask_ops(), _topk_op(), _group_op(), *LAYERS]
 GPU_OPS = [op for op in OPS if op.on_gpu]

@@ -1,6 +1,8 @@
 // The survivors of a few rows or columns of a weight, decoded where they are used: no list of the whole mask exists.
 #pragma once
 
+#include <sparseprune/weight.h>
+
 #include "panels.h"
 
 namespace sparseprune {
@@ -31,13 +33,12 @@ class BlockLists {
   Lists<T> lists() const { return {count_ * blocks_, start_.get(), index_.get(), value_.get()}; }
 
   // Rows [first, last) of a weight with `cols` columns, in blocks of `block` of them (a multiple of 64), with room for
-  // `kept` survivors. weight may be null: then values are not written.
-  void take_rows(const T* weight, const int32_t* words, int64_t cols, int64_t first, int64_t last, int64_t block,
-                 int64_t kept) {
+  // `kept` survivors. The weight's values may be null: then none are written.
+  void take_rows(const Weight<const T>& weight, int64_t cols, int64_t first, int64_t last, int64_t block, int64_t kept) {
     const int64_t row_words = ceil_div(cols, 64), block_words = block / 64;
     resize(last - first, ceil_div(cols, block));
     reserve(kept);
-    const int32_t* bits = words + 2 * first * row_words;
+    const int32_t* bits = weight.words + 2 * first * row_words;
     const auto in_block = [&](int64_t list, const auto& body) {
       const int64_t from = list / count_ * block_words, row = list % count_;
       for (int64_t word = from; word < min_of(from + block_words, row_words); ++word) {
@@ -50,20 +51,28 @@ class BlockLists {
       start_[list + 1] = start_[list] + length;
     }
     // Row by row, as the weight lies in memory.
+    const bool gather = weight.values != nullptr && !weight.packed(), copy = weight.values != nullptr && weight.packed();
+    const T* packed = copy ? weight.values + weight.start[first] : nullptr;
     for (int64_t row = 0; row < count_; ++row) {
       for (int64_t list = row; list < count_ * blocks_; list += count_) {
         int64_t at = start_[list];
         in_block(list, [&](int64_t word, uint64_t set) {
-          const T* from = weight == nullptr ? nullptr : weight + (first + row) * cols + 64 * word;
+          const T* from = gather ? weight.values + (first + row) * cols + 64 * word : nullptr;
           at += append_slots(set, static_cast<int32_t>(64 * word), from, index_.get() + at, value_.get() + at);
         });
+        if (!copy) continue;
+        const int64_t length = start_[list + 1] - start_[list];
+        std::memcpy(value_.get() + start_[list], packed, static_cast<size_t>(length) * sizeof(T));
+        packed += length;
       }
     }
   }
 
-  // The columns of words [first, last) of every row, in blocks of `block` rows.
-  void take_columns(const T* weight, const int32_t* words, int64_t rows, int64_t cols, int64_t first, int64_t last,
-                    int64_t block) {
+  // The columns of words [first, last) of every row, in blocks of `block` rows; from[row]: where a packed weight's
+  // values of these words start.
+  void take_columns(const Weight<const T>& weight, const int64_t* from, int64_t rows, int64_t cols, int64_t first,
+                    int64_t last, int64_t block) {
+    const int32_t* words = weight.words;
     const int64_t row_words = ceil_div(cols, 64), width = min_of(64 * last, cols) - 64 * first;
     resize(width, ceil_div(rows, block));
     const auto for_slots = [&](const auto& ahead, const auto& body) {
@@ -92,17 +101,26 @@ class BlockLists {
       total += length;
     }
     reserve(total);
-    const T* from = weight + 64 * first;
+    int64_t packed = 0, packed_row = -1;
+    const auto value = [&](int64_t row, int64_t column) {
+      if (!weight.packed()) return weight.values[row * cols + 64 * first + column];
+      if (row != packed_row) {
+        packed_row = row;
+        packed = from[row];
+      }
+      return weight.values[packed++];
+    };
     const auto prefetch_row = [&](int64_t row) {
       __builtin_prefetch(words + 2 * (row * row_words + first));
+      if (weight.packed()) return;
       for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(from + row * cols + i);
+        __builtin_prefetch(weight.values + row * cols + 64 * first + i);
       }
     };
     for_slots(prefetch_row, [&](int64_t* next, int64_t row, int64_t column) {
       const int64_t at = next[column]++;
       index_[at] = static_cast<int32_t>(row);
-      value_[at] = from[row * cols + column];
+      value_[at] = value(row, column);
     });
   }
 

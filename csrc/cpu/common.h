@@ -34,6 +34,11 @@ inline uint64_t load_bits(const int32_t* words, int64_t index64) {
 inline void store_bits(int32_t* words, int64_t index64, uint64_t bits) {
   std::memcpy(words + 2 * index64, &bits, sizeof(bits));
 }
+inline int64_t count_kept(const int32_t* words, int64_t count64) {
+  int64_t kept = 0;
+  for (int64_t word = 0; word < count64; ++word) kept += __builtin_popcountll(load_bits(words, word));
+  return kept;
+}
 inline uint64_t low_bits(int64_t count) { return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1; }
 
 // body(begin, end) over [0, count).

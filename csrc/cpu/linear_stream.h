@@ -1,6 +1,8 @@
-// The masked linear kernels for a batch of up to eight: the weight is read once, with its bits, and never
-// unpacked.
+// The masked linear kernels for a batch of up to eight (the input gradient's for more): the weight is read once, with
+// its bits, and never unpacked.
 #pragma once
+
+#include <sparseprune/weight.h>
 
 #include "scratch.h"
 #include "simd.h"
@@ -8,15 +10,37 @@
 namespace sparseprune {
 namespace {
 
+// The values of a row's kept slots, asked for in order.
+template <class T>
+struct DenseRow {
+  const T* row;
+  T next(int64_t column) const { return row[column]; }
+};
+template <class T>
+struct PackedRow {
+  const T* values;
+  T next(int64_t) { return *values++; }
+};
+
+// For each slab of words [first(slab), first(slab + 1)) of the rows, where a packed weight's values of it start:
+// starts[slab * rows + row].
+template <class T, class First>
+void find_slabs(const Weight<const T>& weight, int64_t rows, int64_t row_words, int64_t slabs, const First& first,
+                int64_t* starts, const Parallel& parallel) {
+  for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      int64_t at = weight.start[row];
+      for (int64_t slab = 0; slab < slabs; ++slab) {
+        starts[slab * rows + row] = at;
+        at += count_kept(weight.words + 2 * (row * row_words + first(slab)), first(slab + 1) - first(slab));
+      }
+    }
+  });
+}
+
 constexpr int64_t kStreamBatch = 8;
 // The same for the input gradient, whose lists would have to be transposed.
 constexpr int64_t kStreamGradBatch = 32;
-
-inline int64_t count_kept(const int32_t* words, int64_t count) {
-  int64_t kept = 0;
-  for (int64_t word = 0; word < count; ++word) kept += __builtin_popcountll(load_bits(words, word));
-  return kept;
-}
 
 // Single slots are visited at low densities, else whole vectors: vectors of slots, or for slots one by one of samples.
 template <class T, int NB>
@@ -70,13 +94,14 @@ inline void stream_row(const T* weight, const int32_t* words, int64_t cols, cons
 }
 
 // The same by single slots; x: [cols][NB].
-template <class T, int NB>
-inline void stream_row_slots(const T* weight, const int32_t* words, int64_t cols, const T* x, T* sums) {
+template <class T, int NB, class Row>
+inline void stream_row_slots(Row weight, const int32_t* words, int64_t cols, const T* x, T* sums) {
   T acc[2][NB] = {};
   for (int64_t word = 0; word < ceil_div(cols, 64); ++word) {
     for (uint64_t bits = load_bits(words, word); bits != 0; bits &= bits - 1) {
       const int64_t column = 64 * word + __builtin_ctzll(bits);
-      for (int n = 0; n < NB; ++n) acc[word & 1][n] += weight[column] * x[column * NB + n];
+      const T w = weight.next(column);
+      for (int n = 0; n < NB; ++n) acc[word & 1][n] += w * x[column * NB + n];
     }
   }
   for (int n = 0; n < NB; ++n) sums[n] = acc[0][n] + acc[1][n];
@@ -115,16 +140,16 @@ inline void stream_columns(const T* weight, const int32_t* words, int64_t rows, 
   }
 }
 
-// The same by single slots; dx: [64 * (last - first)][NB].
-template <class T, int NB>
-inline void stream_columns_slots(const T* weight, const int32_t* words, int64_t rows, int64_t cols,
+// The same by single slots; weight(row): the values of a row's words from `first` on; dx: [64 * (last - first)][NB].
+template <class T, int NB, class Rows>
+inline void stream_columns_slots(const Rows& weight, const int32_t* words, int64_t rows, int64_t row_words,
                                  int64_t first, int64_t last, const T* g, T* dx) {
-  const int64_t row_words = ceil_div(cols, 64);
   for (int64_t row = 0; row < rows; ++row) {
+    auto values = weight(row);
     for (int64_t word = first; word < last; ++word) {
       for (uint64_t bits = load_bits(words, row * row_words + word); bits != 0; bits &= bits - 1) {
         const int64_t column = 64 * word + __builtin_ctzll(bits);
-        const T w = weight[row * cols + column];
+        const T w = values.next(column);
         T* to = dx + (column - 64 * first) * NB;
         if constexpr (NB >= kLanes<T>) {
           for (int n = 0; n < NB; n += kLanes<T>) store(to + n, load(to + n) + splat(w) * load(g + row * NB + n));
@@ -153,6 +178,19 @@ inline void stream_outer(const T* g, const T* x, const int32_t* words, int64_t c
       store(out + i, select<T>(acc, bits >> i));
     }
     if (valid < 64) std::memcpy(weight_grad + 64 * word, padded, static_cast<size_t>(valid) * sizeof(T));
+  }
+}
+
+// The same as the packed values of a row; x: [cols][NB].
+template <class T, int NB>
+inline void stream_outer_slots(const T* g, const T* x, const int32_t* words, int64_t cols, T* values) {
+  for (int64_t word = 0; word < ceil_div(cols, 64); ++word) {
+    for (uint64_t bits = load_bits(words, word); bits != 0; bits &= bits - 1) {
+      const T* column = x + (64 * word + __builtin_ctzll(bits)) * NB;
+      T sum = 0;
+      for (int n = 0; n < NB; ++n) sum += g[n] * column[n];
+      *values++ = sum;
+    }
   }
 }
 

@@ -55,13 +55,13 @@ void multiply_block(const Lists<T>& lists, int64_t first, int64_t last, const T*
 }  // namespace
 
 template <Isa isa, class T>
-void masked_conv2d(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
-                   const ConvSize& given, const Parallel& parallel) {
+void masked_conv2d(const T* x, const Weight<const T>& weight, const T* bias, T* y, const ConvSize& given,
+                   const Parallel& parallel) {
   const ConvSize size = as_lines(given);
   const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
                 out = size.out_channels / size.groups;
   const Blocks blocks(size, panel_width<T>(columns));
-  RowLists<T> rows(weight, words, size.out_channels, columns, parallel);
+  const RowLists<T> rows(weight, size.out_channels, columns, parallel);
   // Few blocks: several tasks share one, each with some of the output channels and a panel of its own.
   const int64_t panels = size.groups * blocks.count();
   const int64_t parts = max_of(1, min_of(ceil_div(4 * parallel.threads, max_of(panels, 1)), out / 8));
@@ -92,14 +92,15 @@ void masked_conv2d(const T* x, const T* weight, const int32_t* words, const T* b
 }
 
 template <Isa isa, class T>
-void masked_conv2d_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
-                              const ConvSize& given, const Parallel& parallel) {
+void masked_conv2d_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const ConvSize& given,
+                              const Parallel& parallel) {
   const ConvSize size = as_lines(given);
   const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
                 out = size.out_channels / size.groups;
   const int64_t plane = size.input[0] * size.input[1], taps_count = size.kernel[0] * size.kernel[1];
   const Blocks blocks(size, panel_width<T>(out));
-  ColumnLists<T> lists_of_columns(weight, words, size.out_channels, columns, size.groups, parallel);
+  const RowLists<T> rows(weight, size.out_channels, columns, parallel);
+  const ColumnLists<T> lists_of_columns(rows.lists(), columns, size.groups);
   const Lists<T> lists = lists_of_columns.lists();
   Scratch<T> panels(blocks.count() * size.out_channels * blocks.width);
   pack_output_panels(grad, size, blocks, panels.get(), parallel);
@@ -137,8 +138,8 @@ void masked_conv2d_input_grad(const T* grad, const T* weight, const int32_t* wor
 }
 
 template <Isa isa, class T>
-void masked_conv2d_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
-                               const ConvSize& given, const Parallel& parallel) {
+void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const ConvSize& given,
+                               const Parallel& parallel) {
   const ConvSize size = as_lines(given);
   const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
                 out = size.out_channels / size.groups;
@@ -149,12 +150,13 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const int32_t* words, 
   const int64_t resident =
       ceil_div(columns * kPanel<T, 4> * static_cast<int64_t>(sizeof(T)), kPanelBytes / 2);
   const int64_t parts = max_of(1, min_of(in, max_of(resident, ceil_div(4 * parallel.threads, size.groups))));
-  const T* no_values = nullptr;
-  RowLists<T> rows(no_values, words, size.out_channels, columns, parallel);
+  const RowLists<T> rows({nullptr, weight_grad.words, nullptr}, size.out_channels, columns, parallel);
   const Lists<T> lists = rows.lists();
-  Scratch<T> panels(blocks.count() * size.out_channels * blocks.width), sums(lists.start[lists.count]);
+  Scratch<T> panels(blocks.count() * size.out_channels * blocks.width);
+  Scratch<T> own_sums(weight_grad.packed() ? 0 : lists.start[lists.count]);
+  T* sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
   pack_output_panels(grad, size, blocks, panels.get(), parallel);
-  std::memset(sums.get(), 0, static_cast<size_t>(lists.start[lists.count]) * sizeof(T));
+  std::memset(sums, 0, static_cast<size_t>(lists.start[lists.count]) * sizeof(T));
   for_ranges(parallel, size.groups * parts, 1, [&](int64_t begin, int64_t end) {
     Scratch<T> panel(ceil_div(in, parts) * taps_count * blocks.width);
     Scratch<int64_t> from(out), to(out);
@@ -178,28 +180,29 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const int32_t* words, 
           const T* g = panels.get() + index * size.out_channels * blocks.width + group * out * kPanel<T, NV>;
           for (int64_t row = 0; row < out; ++row) {
             dot_list<T, NV>(lists.index + from[row], to[row] - from[row], first * taps_count,
-                            g + row * kPanel<T, NV>, panel.get(), sums.get() + from[row]);
+                            g + row * kPanel<T, NV>, panel.get(), sums + from[row]);
           }
         });
       }
     }
   });
+  if (weight_grad.packed()) return;
   for_ranges(parallel, size.out_channels, grain_of(8 * columns), [&](int64_t begin, int64_t end) {
-    std::memset(weight_grad + begin * columns, 0, static_cast<size_t>((end - begin) * columns) * sizeof(T));
+    std::memset(weight_grad.values + begin * columns, 0, static_cast<size_t>((end - begin) * columns) * sizeof(T));
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t at = lists.start[row]; at < lists.start[row + 1]; ++at) {
-        weight_grad[row * columns + lists.index[at]] = sums[at];
+        weight_grad.values[row * columns + lists.index[at]] = sums[at];
       }
     }
   });
 }
 
-#define SPARSEPRUNE_INSTANTIATE(T)                                                                      \
-  template void masked_conv2d<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, const T*, T*,   \
-                                                    const ConvSize&, const Parallel&);                  \
-  template void masked_conv2d_input_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, T*,  \
-                                                               const ConvSize&, const Parallel&);       \
-  template void masked_conv2d_weight_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, T*, \
+#define SPARSEPRUNE_INSTANTIATE(T)                                                                                \
+  template void masked_conv2d<Isa::SPARSEPRUNE_ISA>(const T*, const Weight<const T>&, const T*, T*,               \
+                                                    const ConvSize&, const Parallel&);                            \
+  template void masked_conv2d_input_grad<Isa::SPARSEPRUNE_ISA>(const T*, const Weight<const T>&, T*,              \
+                                                               const ConvSize&, const Parallel&);                 \
+  template void masked_conv2d_weight_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const Weight<T>&,             \
                                                                 const ConvSize&, const Parallel&)
 SPARSEPRUNE_INSTANTIATE(float);
 SPARSEPRUNE_INSTANTIATE(double);

@@ -18,18 +18,26 @@ void spread(const T* matrix, int64_t batch, int64_t length, int64_t padded_lengt
 }
 
 template <class T, int NB>
-void stream_forward(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
-                    const LinearSize& size, const Parallel& parallel) {
+void stream_forward(const T* x, const Weight<const T>& weight, const T* bias, T* y, const LinearSize& size,
+                    const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
-  const bool slots = visit_slots<T, NB>(words, size.out, row_words, size.out * size.in);
+  const bool slots = weight.packed() || visit_slots<T, NB>(weight.words, size.out, row_words, size.out * size.in);
   Scratch<T> spread_x(NB * 64 * row_words);
   spread<T, NB>(x, size.batch, size.in, 64 * row_words, slots, spread_x.get());
   const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, size.out, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const auto stream = slots ? stream_row_slots<T, NB> : stream_row<T, NB>;
+      const int32_t* words = weight.words + 2 * row * row_words;
+      const T* dense = weight.values + row * size.in;
       T sums[NB];
-      stream(weight + row * size.in, words + 2 * row * row_words, size.in, spread_x.get(), sums);
+      if (weight.packed()) {
+        const PackedRow<T> values{weight.values + weight.start[row]};
+        stream_row_slots<T, NB>(values, words, size.in, spread_x.get(), sums);
+      } else if (slots) {
+        stream_row_slots<T, NB>(DenseRow<T>{dense}, words, size.in, spread_x.get(), sums);
+      } else {
+        stream_row<T, NB>(dense, words, size.in, spread_x.get(), sums);
+      }
       for (int64_t n = 0; n < size.batch; ++n)
         y[n * size.out + row] = sums[n] + (bias == nullptr ? T{0} : bias[row]);
     }
@@ -37,26 +45,42 @@ void stream_forward(const T* x, const T* weight, const int32_t* words, const T* 
 }
 
 template <class T, int NB>
-void stream_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
-                       const LinearSize& size, const Parallel& parallel) {
+void stream_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const LinearSize& size,
+                       const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
-  const bool slots = visit_slots<T, NB>(words, size.out, row_words, size.out * size.in);
+  const bool slots = weight.packed() || visit_slots<T, NB>(weight.words, size.out, row_words, size.out * size.in);
   const int64_t padded_out = ceil_div(size.out, 4) * 4;  // stream_columns reads four rows at a time
   Scratch<T> g(NB * padded_out);
   spread<T, NB>(grad, size.batch, size.out, padded_out, true, g.get());
   // Slabs of columns whose dx stays in the L1 cache, and one a thread at least.
   const int64_t slab = max_of(1, min_of(16, ceil_div(row_words, parallel.threads)));
+  const int64_t slabs = ceil_div(row_words, slab);
+  Scratch<int64_t> starts(weight.packed() ? slabs * size.out : 0);
+  if (weight.packed()) {
+    const auto first_word = [&](int64_t task) { return min_of(task * slab, row_words); };
+    find_slabs(weight, size.out, row_words, slabs, first_word, starts.get(), parallel);
+  }
   const int64_t grain = grain_of(64 * slab * size.out * static_cast<int64_t>(sizeof(T)));
-  for_ranges(parallel, ceil_div(row_words, slab), grain, [&](int64_t begin, int64_t end) {
+  for_ranges(parallel, slabs, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> dx(NB * 64 * slab), part(NB * 64 * slab);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task * slab, last = min_of(first + slab, row_words), width = 64 * (last - first);
       std::memset(dx.get(), 0, static_cast<size_t>(NB * width) * sizeof(T));
-      const auto stream = slots ? stream_columns_slots<T, NB> : stream_columns<T, NB>;
       for (int64_t row = 0; row < size.out; row += kSumBlock) {
         std::memset(part.get(), 0, static_cast<size_t>(NB * width) * sizeof(T));
-        stream(weight + row * size.in, words + 2 * row * row_words, min_of(kSumBlock, size.out - row),
-               size.in, first, last, g.get() + row * NB, part.get());
+        const int32_t* words = weight.words + 2 * row * row_words;
+        const int64_t rows = min_of(kSumBlock, size.out - row);
+        const T* dense = weight.values + row * size.in;
+        if (weight.packed()) {
+          const int64_t* start = starts.get() + task * size.out + row;
+          const auto values = [&](int64_t r) { return PackedRow<T>{weight.values + start[r]}; };
+          stream_columns_slots<T, NB>(values, words, rows, row_words, first, last, g.get() + row * NB, part.get());
+        } else if (slots) {
+          const auto values = [&](int64_t r) { return DenseRow<T>{dense + r * size.in}; };
+          stream_columns_slots<T, NB>(values, words, rows, row_words, first, last, g.get() + row * NB, part.get());
+        } else {
+          stream_columns<T, NB>(dense, words, rows, size.in, first, last, g.get() + row * NB, part.get());
+        }
         for (int64_t i = 0; i < NB * width; ++i) dx[i] += part[i];
       }
       for (int64_t n = 0; n < size.batch; ++n) {
@@ -69,17 +93,22 @@ void stream_input_grad(const T* grad, const T* weight, const int32_t* words, T* 
 }
 
 template <class T, int NB>
-void stream_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
-                        const LinearSize& size, const Parallel& parallel) {
+void stream_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const LinearSize& size,
+                        const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
   Scratch<T> spread_x(NB * 64 * row_words), g(NB * size.out);
-  spread<T, NB>(x, size.batch, size.in, 64 * row_words, false, spread_x.get());
+  spread<T, NB>(x, size.batch, size.in, 64 * row_words, weight_grad.packed(), spread_x.get());
   spread<T, NB>(grad, size.batch, size.out, size.out, true, g.get());
   const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, size.out, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      stream_outer<T, NB>(g.get() + row * NB, spread_x.get(), words + 2 * row * row_words, size.in,
-                          weight_grad + row * size.in);
+      const int32_t* words = weight_grad.words + 2 * row * row_words;
+      if (weight_grad.packed()) {
+        stream_outer_slots<T, NB>(g.get() + row * NB, spread_x.get(), words, size.in,
+                                  weight_grad.values + weight_grad.start[row]);
+      } else {
+        stream_outer<T, NB>(g.get() + row * NB, spread_x.get(), words, size.in, weight_grad.values + row * size.in);
+      }
     }
   });
 }
@@ -127,6 +156,19 @@ void dot_panels(const BlockLists<T>& part, const T* g_panels, const T* x_panels,
   }
 }
 
+// The part's values row by row, as a packed dW has them.
+template <class T>
+void write_packed(const BlockLists<T>& part, T* values) {
+  const Lists<T> lists = part.lists();
+  for (int64_t i = 0; i < part.count(); ++i) {
+    for (int64_t list = i; list < lists.count; list += part.count()) {
+      const int64_t length = lists.start[list + 1] - lists.start[list];
+      std::memcpy(values, lists.value + lists.start[list], static_cast<size_t>(length) * sizeof(T));
+      values += length;
+    }
+  }
+}
+
 // The part's rows of dW; line: one row of them.
 template <class T>
 void write_rows(const BlockLists<T>& part, int64_t cols, bool past_caches, T* line, T* rows) {
@@ -144,15 +186,15 @@ void write_rows(const BlockLists<T>& part, int64_t cols, bool past_caches, T* li
 }  // namespace
 
 template <Isa isa, class T>
-void masked_linear(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
-                   const LinearSize& size, const Parallel& parallel) {
+void masked_linear(const T* x, const Weight<const T>& weight, const T* bias, T* y, const LinearSize& size,
+                   const Parallel& parallel) {
   if (size.batch <= kStreamBatch) {
     with_batch<kStreamBatch>(size.batch, [&](auto nb) {
-      stream_forward<T, decltype(nb)::value>(x, weight, words, bias, y, size, parallel);
+      stream_forward<T, decltype(nb)::value>(x, weight, bias, y, size, parallel);
     });
     return;
   }
-  const RowTasks tasks(words, size.out, size.in, parallel);
+  const RowTasks tasks(weight.words, size.out, size.in, parallel);
   with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
     constexpr int64_t width = kPanel<T, NV>;
@@ -166,7 +208,7 @@ void masked_linear(const T* x, const T* weight, const int32_t* words, const T* b
       Scratch<T> tile;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t group = task / tasks.count(), rows = task % tasks.count(), first = tasks.first(rows);
-        part.take_rows(weight, words, size.in, first, tasks.first(rows + 1), block, tasks.kept(rows));
+        part.take_rows(weight, size.in, first, tasks.first(rows + 1), block, tasks.kept(rows));
         tile.allocate(part.count() * width);
         multiply_panels<T, NV>(part, panels.get(), size.in, count * group / groups, count * (group + 1) / groups,
                                size.batch, bias == nullptr ? bias : bias + first, tile.get(), y + first, size.out);
@@ -176,15 +218,15 @@ void masked_linear(const T* x, const T* weight, const int32_t* words, const T* b
 }
 
 template <Isa isa, class T>
-void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
-                              const LinearSize& size, const Parallel& parallel) {
+void masked_linear_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const LinearSize& size,
+                              const Parallel& parallel) {
   if (size.batch <= kStreamGradBatch) {
     with_batch<kStreamGradBatch>(size.batch, [&](auto nb) {
-      stream_input_grad<T, decltype(nb)::value>(grad, weight, words, x_grad, size, parallel);
+      stream_input_grad<T, decltype(nb)::value>(grad, weight, x_grad, size, parallel);
     });
     return;
   }
-  const int64_t row_words = ceil_div(size.in, 64), kept = count_kept(words, size.out * row_words);
+  const int64_t row_words = ceil_div(size.in, 64), kept = count_kept(weight.words, size.out * row_words);
   with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
     constexpr int64_t width = kPanel<T, NV>;
@@ -194,12 +236,16 @@ void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* wor
     const int64_t block = block_length(kept, size.out * size.in, count);
     const int64_t slabs = min_of(row_words, max_of(ceil_div(row_words, kSlabWords), parallel.threads));
     const int64_t groups = panel_groups(slabs, count, parallel);
+    const auto first_word = [&](int64_t slab) { return row_words * slab / slabs; };
+    Scratch<int64_t> starts(weight.packed() ? slabs * size.out : 0);
+    if (weight.packed()) find_slabs(weight, size.out, row_words, slabs, first_word, starts.get(), parallel);
     for_ranges(parallel, slabs * groups, 1, [&](int64_t begin, int64_t end) {
       BlockLists<T> part;
       Scratch<T> tile;
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t group = task / slabs, slab = task % slabs, first = row_words * slab / slabs;
-        part.take_columns(weight, words, size.out, size.in, first, row_words * (slab + 1) / slabs, block);
+        const int64_t group = task / slabs, slab = task % slabs, first = first_word(slab);
+        const int64_t* from = starts.get() + slab * size.out;
+        part.take_columns(weight, from, size.out, size.in, first, first_word(slab + 1), block);
         tile.allocate(part.count() * width);
         const T* no_bias = nullptr;
         multiply_panels<T, NV>(part, panels.get(), size.out, count * group / groups, count * (group + 1) / groups,
@@ -210,16 +256,16 @@ void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* wor
 }
 
 template <Isa isa, class T>
-void masked_linear_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
-                               const LinearSize& size, const Parallel& parallel) {
+void masked_linear_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const LinearSize& size,
+                               const Parallel& parallel) {
   if (size.in == 0 || size.out == 0) return;
   if (size.batch <= kStreamBatch) {
     with_batch<kStreamBatch>(size.batch, [&](auto nb) {
-      stream_weight_grad<T, decltype(nb)::value>(grad, x, words, weight_grad, size, parallel);
+      stream_weight_grad<T, decltype(nb)::value>(grad, x, weight_grad, size, parallel);
     });
     return;
   }
-  const RowTasks tasks(words, size.out, size.in, parallel);
+  const RowTasks tasks(weight_grad.words, size.out, size.in, parallel);
   with_panel<T>(size.batch, [&](auto nv) {
     constexpr int NV = decltype(nv)::value;
     const int64_t count = ceil_div(size.batch, kPanel<T, NV>), padded = count * kPanel<T, NV>;
@@ -233,21 +279,25 @@ void masked_linear_weight_grad(const T* grad, const T* x, const int32_t* words, 
       Scratch<T> line(size.in);
       for (int64_t task = begin; task < end; ++task) {
         const int64_t first = tasks.first(task);
-        const T* no_values = nullptr;
-        part.take_rows(no_values, words, size.in, first, tasks.first(task + 1), block, tasks.kept(task));
+        const Weight<const T> no_values{nullptr, weight_grad.words, nullptr};
+        part.take_rows(no_values, size.in, first, tasks.first(task + 1), block, tasks.kept(task));
         dot_panels<T, NV>(part, g_panels.get(), x_panels.get(), first, size);
-        write_rows(part, size.in, past_caches, line.get(), weight_grad + first * size.in);
+        if (weight_grad.packed()) {
+          write_packed(part, weight_grad.values + weight_grad.start[first]);
+        } else {
+          write_rows(part, size.in, past_caches, line.get(), weight_grad.values + first * size.in);
+        }
       }
     });
   });
 }
 
-#define SPARSEPRUNE_INSTANTIATE(T)                                                                      \
-  template void masked_linear<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, const T*, T*,   \
-                                                    const LinearSize&, const Parallel&);                \
-  template void masked_linear_input_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, T*,  \
-                                                               const LinearSize&, const Parallel&);     \
-  template void masked_linear_weight_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const int32_t*, T*, \
+#define SPARSEPRUNE_INSTANTIATE(T)                                                                                \
+  template void masked_linear<Isa::SPARSEPRUNE_ISA>(const T*, const Weight<const T>&, const T*, T*,               \
+                                                    const LinearSize&, const Parallel&);                          \
+  template void masked_linear_input_grad<Isa::SPARSEPRUNE_ISA>(const T*, const Weight<const T>&, T*,              \
+                                                               const LinearSize&, const Parallel&);               \
+  template void masked_linear_weight_grad<Isa::SPARSEPRUNE_ISA>(const T*, const T*, const Weight<T>&,             \
                                                                 const LinearSize&, const Parallel&)
 SPARSEPRUNE_INSTANTIATE(float);
 SPARSEPRUNE_INSTANTIATE(double);

@@ -1,6 +1,8 @@
 // The kept slots of a weight as lists, decoded from the mask's bits once per call.
 #pragma once
 
+#include <sparseprune/weight.h>
+
 #include "scratch.h"
 #include "simd.h"
 
@@ -67,45 +69,45 @@ inline int64_t append_slots(uint64_t bits, int32_t base, const T* weight, int32_
   return count;
 }
 
-// A mask of [rows, cols] as one list a row. weight may be null: then there are no values.
+// A weight of [rows, cols] as one list a row, without values where it has none.
 template <class T>
 class RowLists {
  public:
-  RowLists(const T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel)
+  RowLists(const Weight<const T>& weight, int64_t rows, int64_t cols, const Parallel& parallel)
       : rows_(rows), start_(rows + 1) {
     const int64_t row_words = ceil_div(cols, 64);
+    const int32_t* words = weight.words;
+    const bool gather = weight.values != nullptr && !weight.packed();
     start_[0] = 0;
     for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        int64_t count = 0;
-        for (int64_t word = row * row_words; word < (row + 1) * row_words; ++word) {
-          count += __builtin_popcountll(load_bits(words, word));
-        }
-        start_[row + 1] = count;
+        start_[row + 1] = count_kept(words + 2 * row * row_words, row_words);
       }
     });
     for (int64_t row = 0; row < rows; ++row) start_[row + 1] += start_[row];
     index_.allocate(start_[rows]);
-    if (weight != nullptr) value_.allocate(start_[rows]);
+    if (gather) value_.allocate(start_[rows]);
+    values_ = gather ? value_.get() : weight.values;
     for_ranges(parallel, rows, grain_of(64 * row_words), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         int32_t* index = index_.get() + start_[row];
-        T* value = weight == nullptr ? nullptr : value_.get() + start_[row];
+        T* value = gather ? value_.get() + start_[row] : nullptr;
         for (int64_t word = 0; word < row_words; ++word) {
           const uint64_t bits = load_bits(words, row * row_words + word);
           if (bits == 0) continue;
-          const T* from = weight == nullptr ? nullptr : weight + row * cols + 64 * word;
+          const T* from = gather ? weight.values + row * cols + 64 * word : nullptr;
           const int64_t kept = append_slots(bits, static_cast<int32_t>(64 * word), from, index, value);
           index += kept;
-          if (weight != nullptr) value += kept;
+          if (gather) value += kept;
         }
       }
     });
   }
-  Lists<T> lists() { return {rows_, start_.get(), index_.get(), value_.get()}; }
+  Lists<T> lists() const { return {rows_, start_.get(), index_.get(), values_}; }
 
  private:
   int64_t rows_;
+  const T* values_;
   Scratch<int64_t> start_;
   Scratch<int32_t> index_;
   Scratch<T> value_;
@@ -116,45 +118,32 @@ class RowLists {
 template <class T>
 class ColumnLists {
  public:
-  ColumnLists(const T* weight, const int32_t* words, int64_t rows, int64_t cols, int64_t groups,
-              const Parallel& parallel)
-      : count_(groups * cols), start_(groups * cols + 1) {
-    const int64_t row_words = ceil_div(cols, 64), group_rows = rows / groups;
-    // A task owns some words of every row of a group, so it meets its columns' rows in order.
-    const int64_t task_words = 4, tasks = ceil_div(row_words, task_words);
-    const int64_t grain = grain_of(64 * task_words * group_rows);
-    const auto for_slots = [&](const auto& body) {
-      for_ranges(parallel, groups * tasks, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t task = begin; task < end; ++task) {
-          const int64_t group = task / tasks, first = task % tasks * task_words;
-          for (int64_t row = 0; row < group_rows; ++row) {
-            for (int64_t word = first; word < min_of(first + task_words, row_words); ++word) {
-              uint64_t bits = load_bits(words, (group * group_rows + row) * row_words + word);
-              for (; bits != 0; bits &= bits - 1) body(group, row, 64 * word + __builtin_ctzll(bits));
-            }
-          }
-        }
-      });
-    };
+  ColumnLists(const Lists<T>& rows, int64_t cols, int64_t groups) : count_(groups * cols), start_(groups * cols + 1) {
+    const int64_t kept = rows.start[rows.count], group_rows = rows.count / groups;
+    index_.allocate(kept);
+    value_.allocate(kept);
     std::memset(start_.get(), 0, static_cast<size_t>(count_ + 1) * sizeof(int64_t));
-    // Counted two places up, so that after the sums the place one up is where a list is filled next.
-    int64_t* next = start_.get() + 1;
-    for_slots([&](int64_t group, int64_t, int64_t column) { ++next[group * cols + column]; });
+    const auto for_slots = [&](const auto& body) {
+      for (int64_t row = 0; row < rows.count; ++row) {
+        int64_t* next = start_.get() + 1 + row / group_rows * cols;
+        for (int64_t p = rows.start[row]; p < rows.start[row + 1]; ++p) body(next + rows.index[p], row, p);
+      }
+    };
+    // Counted one place up, so that after the sums that place is where a list is filled next.
+    for_slots([](int64_t* next, int64_t, int64_t) { ++*next; });
     int64_t total = 0;
-    for (int64_t list = 0; list < count_; ++list) {
-      const int64_t length = next[list];
-      next[list] = total;
+    for (int64_t list = 1; list <= count_; ++list) {
+      const int64_t length = start_[list];
+      start_[list] = total;
       total += length;
     }
-    index_.allocate(total);
-    value_.allocate(total);
-    for_slots([&](int64_t group, int64_t row, int64_t column) {
-      const int64_t at = next[group * cols + column]++;
-      index_[at] = static_cast<int32_t>(row);
-      value_[at] = weight[(group * group_rows + row) * cols + column];
+    for_slots([&](int64_t* next, int64_t row, int64_t p) {
+      const int64_t at = (*next)++;
+      index_[at] = static_cast<int32_t>(row % group_rows);
+      value_[at] = rows.value[p];
     });
   }
-  Lists<T> lists() { return {count_, start_.get(), index_.get(), value_.get()}; }
+  Lists<T> lists() const { return {count_, start_.get(), index_.get(), value_.get()}; }
 
  private:
   int64_t count_;

@@ -1,9 +1,8 @@
 #include <sparseprune/masked_conv2d.h>
 
 #include <optional>
-#include <vector>
 
-#include "cpu_common.h"
+#include "cpu_weight.h"
 
 namespace sparseprune::torch_cpu {
 namespace {
@@ -68,13 +67,10 @@ Ints output_sizes(const ConvSize& size) {
   return {size.batch, size.out_channels, size.output[0], size.output[1]};
 }
 
-Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words, std::optional<Tensor> bias,
-                     Ints stride, Ints padding, Ints dilation, int64_t groups) {
-  const Ints x_sizes = sizes_of(x, "x"), weight_sizes = sizes_of(weight, "weight");
-  const ConvSize size = conv_size(x_sizes, weight_sizes, words, stride, padding, dilation, groups);
-  check_tensor(x, "x", x_sizes);
-  check_tensor(weight, "weight", weight_sizes);
-  check_same_type(weight, "weight", x, "x");
+Tensor forward(const Tensor& x, const Tensor& weight, const char* name, const Tensor& words, const Ints& start,
+               const std::optional<Tensor>& bias, const ConvSize& size) {
+  check_real(x, "x");
+  check_same_type(weight, name, x, "x");
   if (bias) {
     check_layout(*bias, "bias", 1);
     check_size(*bias, "bias", 0, size.out_channels);
@@ -84,7 +80,7 @@ Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words,
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
-      sparseprune::masked_conv2d<decltype(isa)::value>(data<T>(x), data<T>(weight), data<int32_t>(words),
+      sparseprune::masked_conv2d<decltype(isa)::value>(data<T>(x), stored<T>(weight, words, start),
                                                        bias ? data<T>(*bias) : static_cast<const T*>(nullptr),
                                                        mutable_data<T>(y), size, torch_threads());
     });
@@ -92,44 +88,91 @@ Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words,
   return y;
 }
 
-Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& words,
-                                Ints input_size, Ints stride, Ints padding, Ints dilation, int64_t groups) {
-  check_sizes(input_size, "input_size");
-  const Ints weight_sizes = sizes_of(weight, "weight");
-  const ConvSize size = conv_size(input_size, weight_sizes, words, stride, padding, dilation, groups);
+Tensor input_grad(const Tensor& grad, const Tensor& weight, const char* name, const Tensor& words, const Ints& start,
+                  const Ints& input_size, const ConvSize& size) {
   check_tensor(grad, "grad", output_sizes(size));
-  check_tensor(weight, "weight", weight_sizes);
-  check_same_type(weight, "weight", grad, "grad");
+  check_same_type(weight, name, grad, "grad");
   Tensor x_grad = torch::stable::empty(input_size, grad.scalar_type());
   with_real(grad, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
       sparseprune::masked_conv2d_input_grad<decltype(isa)::value>(
-          data<T>(grad), data<T>(weight), data<int32_t>(words), mutable_data<T>(x_grad), size,
-          torch_threads());
+          data<T>(grad), stored<T>(weight, words, start), mutable_data<T>(x_grad), size, torch_threads());
     });
   });
   return x_grad;
 }
 
-Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words, Ints weight_size,
-                                 Ints stride, Ints padding, Ints dilation, int64_t groups) {
-  check_sizes(weight_size, "weight_size");
-  const Ints x_sizes = sizes_of(x, "x");
-  const ConvSize size = conv_size(x_sizes, weight_size, words, stride, padding, dilation, groups);
+Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words, const Ints& start, const Ints& shape,
+                   const ConvSize& size) {
   check_tensor(grad, "grad", output_sizes(size));
-  check_tensor(x, "x", x_sizes);
+  check_real(x, "x");
   check_same_type(x, "x", grad, "grad");
-  Tensor weight_grad = torch::stable::empty(weight_size, grad.scalar_type());
+  Tensor result = torch::stable::empty(shape, grad.scalar_type());
   with_real(grad, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
       sparseprune::masked_conv2d_weight_grad<decltype(isa)::value>(
-          data<T>(grad), data<T>(x), data<int32_t>(words), mutable_data<T>(weight_grad), size,
-          torch_threads());
+          data<T>(grad), data<T>(x), mutable_stored<T>(result, words, start), size, torch_threads());
     });
   });
-  return weight_grad;
+  return result;
+}
+
+Tensor masked_conv2d(const Tensor& x, const Tensor& weight, const Tensor& words, std::optional<Tensor> bias,
+                     Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  const Ints weight_sizes = sizes_of(weight, "weight");
+  const ConvSize size = conv_size(sizes_of(x, "x"), weight_sizes, words, stride, padding, dilation, groups);
+  check_tensor(weight, "weight", weight_sizes);
+  return forward(x, weight, "weight", words, {}, bias, size);
+}
+
+Tensor masked_conv2d_input_grad(const Tensor& grad, const Tensor& weight, const Tensor& words,
+                                Ints input_size, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  check_sizes(input_size, "input_size");
+  const Ints weight_sizes = sizes_of(weight, "weight");
+  const ConvSize size = conv_size(input_size, weight_sizes, words, stride, padding, dilation, groups);
+  check_tensor(weight, "weight", weight_sizes);
+  return input_grad(grad, weight, "weight", words, {}, input_size, size);
+}
+
+Tensor masked_conv2d_weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words, Ints weight_size,
+                                 Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  check_sizes(weight_size, "weight_size");
+  const ConvSize size = conv_size(sizes_of(x, "x"), weight_size, words, stride, padding, dilation, groups);
+  return weight_grad(grad, x, words, {}, weight_size, size);
+}
+
+// The sizes of the weight whose mask `words` is.
+Ints packed_sizes(const Tensor& words, const Ints& x, const Ints& kernel, int64_t groups) {
+  check_layout(words, "words", 2);
+  check_pair(kernel, "kernel", 1);
+  STD_TORCH_CHECK(groups >= 1, "`groups` must be at least 1, got ", groups);
+  return {words.size(0), x[1] / groups, kernel[0], kernel[1]};
+}
+
+Tensor packed_conv2d(const Tensor& x, const Tensor& values, const Tensor& words, std::optional<Tensor> bias,
+                     Ints kernel, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  check_values(values);
+  const Ints sizes = sizes_of(x, "x"), weight_sizes = packed_sizes(words, sizes, kernel, groups);
+  const ConvSize size = conv_size(sizes, weight_sizes, words, stride, padding, dilation, groups);
+  return forward(x, values, "values", words, packed_starts(words, values.size(0)), bias, size);
+}
+
+Tensor packed_conv2d_input_grad(const Tensor& grad, const Tensor& values, const Tensor& words, Ints input_size,
+                                Ints kernel, Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  check_sizes(input_size, "input_size");
+  check_values(values);
+  const Ints weight_sizes = packed_sizes(words, input_size, kernel, groups);
+  const ConvSize size = conv_size(input_size, weight_sizes, words, stride, padding, dilation, groups);
+  return input_grad(grad, values, "values", words, packed_starts(words, values.size(0)), input_size, size);
+}
+
+Tensor packed_conv2d_values_grad(const Tensor& grad, const Tensor& x, const Tensor& words, int64_t kept, Ints kernel,
+                                 Ints stride, Ints padding, Ints dilation, int64_t groups) {
+  const Ints sizes = sizes_of(x, "x"), weight_sizes = packed_sizes(words, sizes, kernel, groups);
+  const ConvSize size = conv_size(sizes, weight_sizes, words, stride, padding, dilation, groups);
+  return weight_grad(grad, x, words, packed_starts(words, kept), {kept}, size);
 }
 
 }  // namespace
@@ -138,6 +181,9 @@ STABLE_TORCH_LIBRARY_IMPL(sparseprune_native, CPU, m) {
   m.impl("masked_conv2d", TORCH_BOX(&masked_conv2d));
   m.impl("masked_conv2d_input_grad", TORCH_BOX(&masked_conv2d_input_grad));
   m.impl("masked_conv2d_weight_grad", TORCH_BOX(&masked_conv2d_weight_grad));
+  m.impl("packed_conv2d", TORCH_BOX(&packed_conv2d));
+  m.impl("packed_conv2d_input_grad", TORCH_BOX(&packed_conv2d_input_grad));
+  m.impl("packed_conv2d_values_grad", TORCH_BOX(&packed_conv2d_values_grad));
 }
 
 }  // namespace sparseprune::torch_cpu

@@ -29,4 +29,16 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def(
       "masked_conv2d_weight_grad(Tensor grad, Tensor x, Tensor words, int[] weight_size, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def("packed_linear(Tensor x, Tensor values, Tensor words, Tensor? bias) -> Tensor");
+  m.def("packed_linear_input_grad(Tensor grad, Tensor values, Tensor words, int columns) -> Tensor");
+  m.def("packed_linear_values_grad(Tensor grad, Tensor x, Tensor words, int kept) -> Tensor");
+  m.def(
+      "packed_conv2d(Tensor x, Tensor values, Tensor words, Tensor? bias, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, int groups) -> Tensor");
+  m.def(
+      "packed_conv2d_input_grad(Tensor grad, Tensor values, Tensor words, int[] input_size, int[] kernel, "
+      "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+  m.def(
+      "packed_conv2d_values_grad(Tensor grad, Tensor x, Tensor words, int kept, int[] kernel, int[] stride, "
+      "int[] padding, int[] dilation, int groups) -> Tensor");
 }

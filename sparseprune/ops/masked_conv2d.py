@@ -52,12 +52,28 @@ def masked_conv2d(
     x, weight, bias = backends.autocast(x, weight, bias)
     if weight.dim() != 4:
         raise ValueError(f"weight must have shape (out, in / groups, kh, kw), got {tuple(weight.shape)}")
+    x, geometry = resolve(x, weight.shape, stride, padding, dilation, groups)
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
+    check_operands(x, weight=weight, bias=bias)
+    batch = x.unsqueeze(0) if x.dim() == 3 else x
+    y = _MaskedConv2d.apply(batch, weight, packed(mask, weight), bias, geometry, backend)
+    return y.squeeze(0) if x.dim() == 3 else y
+
+
+def resolve(
+    x: Tensor, weight: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int
+) -> tuple[Tensor, tuple[list[int], list[int], list[int], int]]:
+    """x, padded where both sides differ, and (stride, padding, dilation, groups) in pairs, for a weight of this shape.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: the options do not fit each other, x or the weight.
+    """
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     x, padding = _resolve_padding(x, weight, stride, padding, dilation)
-    words = _check(x, weight, mask, bias, stride, padding, dilation, groups)
-    batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = _MaskedConv2d.apply(batch, weight, words, bias, (stride, padding, dilation, groups), backend)
-    return y.squeeze(0) if x.dim() == 3 else y
+    _check(x, weight, stride, padding, dilation, groups)
+    return x, (stride, padding, dilation, groups)
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
@@ -70,7 +86,7 @@ def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
 
 
 def _resolve_padding(
-    x: Tensor, weight: Tensor, stride: list[int], padding: Any, dilation: list[int]
+    x: Tensor, weight: torch.Size, stride: list[int], padding: Any, dilation: list[int]
 ) -> tuple[Tensor, list[int]]:
     if not isinstance(padding, str):
         return x, _pair("padding", padding, 0)
@@ -80,34 +96,28 @@ def _resolve_padding(
         raise ValueError(f'padding must be integers, "same" or "valid", got {padding!r}')
     if stride != [1, 1]:
         raise ValueError(f'stride must be 1 where padding is "same", got {tuple(stride)}')
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    total = [d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True)]
     if total[0] % 2 or total[1] % 2:  # an even kernel: the odd row or column goes to the bottom and right
         x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
     return x, [t // 2 for t in total]
 
 
-def _check(
-    x: Tensor, weight: Tensor, mask: Any, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
-) -> Tensor:
+def _check(x: Tensor, weight: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int) -> None:
     if isinstance(groups, bool) or not isinstance(groups, int):
         raise TypeError(f"groups must be an integer, got {type(groups).__name__}")
-    if groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups must divide the {weight.shape[0]} output channels, got {groups}")
-    channels = weight.shape[1] * groups
+    if groups < 1 or weight[0] % groups:
+        raise ValueError(f"groups must divide the {weight[0]} output channels, got {groups}")
+    channels = weight[1] * groups
     if x.dim() not in (3, 4) or x.shape[-3] != channels:
         raise ValueError(f"x must have shape (N, {channels}, H, W) or ({channels}, H, W), got {tuple(x.shape)}")
-    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    if min(_output_size(x.shape[-2:], weight.shape[2:], stride, padding, dilation)) < 1:
+    if min(output_size(x.shape[-2:], weight[2:], stride, padding, dilation)) < 1:
         raise ValueError(
             f"x must be at least as large as the kernel, got {tuple(x.shape[-2:])} with padding {tuple(padding)} "
-            f"for a kernel of {tuple(weight.shape[2:])} with dilation {tuple(dilation)}"
+            f"for a kernel of {tuple(weight[2:])} with dilation {tuple(dilation)}"
         )
-    check_operands(x, weight, bias)
-    return packed(mask, weight)
 
 
-def _output_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+def output_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
     return [
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
@@ -118,7 +128,7 @@ def forward_reference(x, weight, words, bias, stride, padding, dilation, groups)
     return F.conv2d(x, masked(weight, words), bias, stride, padding, dilation, groups)
 
 
-def _convolution_backward(grad, x, weight, stride, padding, dilation, groups, output_mask):
+def convolution_backward(grad, x, weight, stride, padding, dilation, groups, output_mask):
     return torch.ops.aten.convolution_backward(
         grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, output_mask
     )
@@ -127,13 +137,13 @@ def _convolution_backward(grad, x, weight, stride, padding, dilation, groups, ou
 def input_grad_reference(grad, weight, words, input_size, stride, padding, dilation, groups):
     shape = grad.new_empty(1).expand(input_size)  # only its shape is used
     geometry = (stride, padding, dilation, groups)
-    return _convolution_backward(grad, shape, masked(weight, words), *geometry, [True, False, False])[0].contiguous()
+    return convolution_backward(grad, shape, masked(weight, words), *geometry, [True, False, False])[0].contiguous()
 
 
 def weight_grad_reference(grad, x, words, weight_size, stride, padding, dilation, groups):
     shape = grad.new_empty(1).expand(weight_size)
     geometry = (stride, padding, dilation, groups)
-    return masked(_convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+    return masked(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
 
 
 # Where the sparse kernels beat F.conv2d on torch.where(m, W, 0): forward and backward, one Zen 5 core with AVX-512.
@@ -172,7 +182,7 @@ _forward = backends.register(
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     FORWARD,
     lambda x, weight, words, bias, stride, padding, dilation, groups: x.new_empty(
-        x.shape[0], weight.shape[0], *_output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        x.shape[0], weight.shape[0], *output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     ),
 )
 _input_grad = backends.register(

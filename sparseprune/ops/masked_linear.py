@@ -62,15 +62,15 @@ def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | Non
         raise ValueError(f"x must have shape (..., {weight.shape[1]}), got {tuple(x.shape)}")
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
-    check_operands(x, weight, bias)
+    check_operands(x, weight=weight, bias=bias)
     return packed(mask, weight)
 
 
-def check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """One floating dtype and one device for x, weight and bias, or a TypeError / ValueError that says which."""
+def check_operands(x: Tensor, **others: Tensor | None) -> None:
+    """One floating dtype and one device for x and the others, or a TypeError / ValueError that says which."""
     if not x.dtype.is_floating_point:
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}")
-    for name, tensor in {"weight": weight, "bias": bias}.items():
+    for name, tensor in others.items():
         if tensor is not None and tensor.dtype != x.dtype:
             raise TypeError(f"{name} must have x's dtype {x.dtype}, got {tensor.dtype}")
         if tensor is not None and tensor.device != x.device:

@@ -118,6 +118,8 @@ struct Corner {
   float* values;
 };
 
+Weight<const float> dense(const Corner& weight, const int32_t* words) { return {weight.values, words, nullptr}; }
+
 struct Linear {
   explicit Linear(const LinearSize& size)
       : size(size), x(size.batch, size.in), weight(size.out, size.in), grad(size.batch, size.out) {
@@ -134,7 +136,7 @@ struct Linear {
   bool forward() const {
     const Corner y(size.batch, size.out);
     const float* no_bias = nullptr;
-    masked_linear<kIsa>(x.values, weight.values, words, no_bias, y.values, size, kLast);
+    masked_linear<kIsa>(x.values, dense(weight, words), no_bias, y.values, size, kLast);
     return y.is([&](int64_t n, int64_t row) {
       double sum = 0;
       for (int64_t col = weight.first_col; col < size.in; ++col) {
@@ -146,7 +148,7 @@ struct Linear {
 
   bool input_grad() const {
     const Corner dx(size.batch, size.in);
-    masked_linear_input_grad<kIsa>(grad.values, weight.values, words, dx.values, size, kLast);
+    masked_linear_input_grad<kIsa>(grad.values, dense(weight, words), dx.values, size, kLast);
     return dx.is([&](int64_t n, int64_t col) {
       double sum = 0;
       for (int64_t row = weight.first_row; row < size.out; ++row) {
@@ -158,7 +160,7 @@ struct Linear {
 
   bool weight_grad() const {
     const Corner dw(size.out, size.in);
-    masked_linear_weight_grad<kIsa>(grad.values, x.values, words, dw.values, size, kLast);
+    masked_linear_weight_grad<kIsa>(grad.values, x.values, Weight<float>{dw.values, words, nullptr}, size, kLast);
     return dw.is([&](int64_t row, int64_t col) {
       double sum = 0;
       for (int64_t n = x.first_row; n < size.batch; ++n) sum += double{grad.at(n, row)} * x.at(n, col);
@@ -204,7 +206,7 @@ struct Images {
   bool forward() const {
     const Corner result(kBatch * kOut, kPlane);
     const float* no_bias = nullptr;
-    masked_conv2d<kIsa>(images.values, weight.values, words, no_bias, result.values, kSize, kLast);
+    masked_conv2d<kIsa>(images.values, dense(weight, words), no_bias, result.values, kSize, kLast);
     double expected[kOut][kPlane] = {};
     each([&](int64_t o, int64_t i, int64_t c, int64_t j, double w) {
       expected[o][i] += w * last(images, c, j);
@@ -214,7 +216,7 @@ struct Images {
 
   bool input_grad() const {
     const Corner result(kBatch * kIn, kPlane);
-    masked_conv2d_input_grad<kIsa>(images.values, weight.values, words, result.values, kSize, kLast);
+    masked_conv2d_input_grad<kIsa>(images.values, dense(weight, words), result.values, kSize, kLast);
     double expected[kIn][kPlane] = {};
     each([&](int64_t o, int64_t i, int64_t c, int64_t j, double w) {
       expected[c][j] += w * last(images, o, i);
@@ -242,7 +244,7 @@ bool conv_weight_grad() {
   const ConvSize size = {2, in, {1, 1}, out, {1, 1}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
   const Corner x(2, in), grad(2, out), dw(out, in * 9);
   x.fill(), grad.fill();
-  masked_conv2d_weight_grad<kIsa>(grad.values, x.values, dw.words(), dw.values, size, kLast);
+  masked_conv2d_weight_grad<kIsa>(grad.values, x.values, Weight<float>{dw.values, dw.words(), nullptr}, size, kLast);
   bool good = true;
   for (int64_t row = dw.first_row; row < out; ++row) {
     for (int64_t col = dw.first_col; col < dw.cols; ++col) {

@@ -113,20 +113,41 @@ bool masks(int64_t rows, int64_t cols) {
   return good;
 }
 
+// The weight dense, and packed: its first values are the survivors then.
+template <class T>
+struct Stored {
+  Stored(T* values, const std::vector<int32_t>& words, int64_t rows) : start(rows + 1) {
+    const int64_t row_words = static_cast<int64_t>(words.size()) / std::max(rows, int64_t{1});
+    for (int64_t word = 0; word < rows * row_words; ++word) {
+      start[word / row_words + 1] += __builtin_popcount(static_cast<uint32_t>(words[word]));
+    }
+    for (int64_t row = 0; row < rows; ++row) start[row + 1] += start[row];
+    dense = {values, words.data(), nullptr};
+    packed = {values, words.data(), start.data()};
+  }
+  std::vector<int64_t> start;
+  Weight<T> dense, packed;
+};
+
 template <class T>
 bool linear(const LinearSize& size, double density) {
   const auto x = normal<T>(size.batch * size.in), weight = normal<T>(size.out * size.in);
   const auto grad = normal<T>(size.batch * size.out), bias = normal<T>(size.out);
   const auto words = words_of(kept(size.out * size.in, density), size.out, size.in);
-  bool good = check<T>("masked_linear", size.batch * size.out, [&](T* y, const Parallel& parallel) {
-    masked_linear<kIsa>(x.data(), weight.data(), words.data(), bias.data(), y, size, parallel);
-  });
-  good &= check<T>("masked_linear_input_grad", size.batch * size.in, [&](T* dx, const Parallel& parallel) {
-    masked_linear_input_grad<kIsa>(grad.data(), weight.data(), words.data(), dx, size, parallel);
-  });
-  good &= check<T>("masked_linear_weight_grad", size.out * size.in, [&](T* dw, const Parallel& parallel) {
-    masked_linear_weight_grad<kIsa>(grad.data(), x.data(), words.data(), dw, size, parallel);
-  });
+  const Stored<const T> stored(weight.data(), words, size.out);
+  bool good = true;
+  for (const auto& w : {stored.dense, stored.packed}) {
+    good &= check<T>("masked_linear", size.batch * size.out, [&](T* y, const Parallel& parallel) {
+      masked_linear<kIsa>(x.data(), w, bias.data(), y, size, parallel);
+    });
+    good &= check<T>("masked_linear_input_grad", size.batch * size.in, [&](T* dx, const Parallel& parallel) {
+      masked_linear_input_grad<kIsa>(grad.data(), w, dx, size, parallel);
+    });
+    const int64_t count = w.packed() ? stored.start.back() : size.out * size.in;
+    good &= check<T>("masked_linear_weight_grad", count, [&](T* dw, const Parallel& parallel) {
+      masked_linear_weight_grad<kIsa>(grad.data(), x.data(), Weight<T>{dw, w.words, w.start}, size, parallel);
+    });
+  }
   return good;
 }
 
@@ -139,15 +160,20 @@ bool conv(const ConvSize& size, double density) {
   const auto x = normal<T>(x_count), weight = normal<T>(weight_count);
   const auto grad = normal<T>(y_count), bias = normal<T>(size.out_channels);
   const auto words = words_of(kept(weight_count, density), size.out_channels, columns);
-  bool good = check<T>("masked_conv2d", y_count, [&](T* y, const Parallel& parallel) {
-    masked_conv2d<kIsa>(x.data(), weight.data(), words.data(), bias.data(), y, size, parallel);
-  });
-  good &= check<T>("masked_conv2d_input_grad", x_count, [&](T* dx, const Parallel& parallel) {
-    masked_conv2d_input_grad<kIsa>(grad.data(), weight.data(), words.data(), dx, size, parallel);
-  });
-  good &= check<T>("masked_conv2d_weight_grad", weight_count, [&](T* dw, const Parallel& parallel) {
-    masked_conv2d_weight_grad<kIsa>(grad.data(), x.data(), words.data(), dw, size, parallel);
-  });
+  const Stored<const T> stored(weight.data(), words, size.out_channels);
+  bool good = true;
+  for (const auto& w : {stored.dense, stored.packed}) {
+    good &= check<T>("masked_conv2d", y_count, [&](T* y, const Parallel& parallel) {
+      masked_conv2d<kIsa>(x.data(), w, bias.data(), y, size, parallel);
+    });
+    good &= check<T>("masked_conv2d_input_grad", x_count, [&](T* dx, const Parallel& parallel) {
+      masked_conv2d_input_grad<kIsa>(grad.data(), w, dx, size, parallel);
+    });
+    const int64_t count = w.packed() ? stored.start.back() : weight_count;
+    good &= check<T>("masked_conv2d_weight_grad", count, [&](T* dw, const Parallel& parallel) {
+      masked_conv2d_weight_grad<kIsa>(grad.data(), x.data(), Weight<T>{dw, w.words, w.start}, size, parallel);
+    });
+  }
   return good;
 }
 

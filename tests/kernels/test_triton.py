@@ -71,7 +71,7 @@ def test_linear(sizes, dtype):
 def conv_inputs(case, dtype):
     batch, inputs, outputs, size, kernel, stride, padding, dilation, groups = CONV[case]
     weight, words = weight_and_words((outputs, inputs // groups, *kernel), 0.5, dtype, DEVICE)
-    out = conv_ops._output_size(size, kernel, stride, padding, dilation)
+    out = conv_ops.output_size(size, kernel, stride, padding, dilation)
     x, grad = values(batch, inputs, *size, dtype=dtype), values(batch, outputs, *out, dtype=dtype)
     return x, grad, exactly_summed(weight), words, (list(stride), list(padding), list(dilation), groups)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -32,8 +33,14 @@ FAMILIES = {
     "group_topk_mask": ("group_topk_mask",),
     "mask_bits": ("pack_mask", "unpack_mask", "count_mask"),
     "topk_mask": ("topk_mask",),
-    "masked_linear": ("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
-    "masked_conv2d": ("masked_conv2d", "masked_conv2d_input_grad", "masked_conv2d_weight_grad"),
+    "masked_linear": (
+        *("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
+        *("packed_linear", "packed_linear_input_grad", "packed_linear_values_grad"),
+    ),
+    "masked_conv2d": (
+        *("masked_conv2d", "masked_conv2d_input_grad", "masked_conv2d_weight_grad"),
+        *("packed_conv2d", "packed_conv2d_input_grad", "packed_conv2d_values_grad"),
+    ),
 }
 
 
@@ -78,10 +85,11 @@ def cpu_checks(job: dict) -> Iterator[Check]:
             )
         for layer in blocks.LAYERS:
             if ("masked_linear" if blocks.LAYERS[layer][0] is linear_inputs else "masked_conv2d") in job["units"]:
-                for kind in ("forward", "input_grad", "weight_grad"):
+                for storage, kind in product(("masked", "packed"), ("forward", "input_grad", "weight_grad")):
                     test = blocks.test_layers
-                    arguments = (layer, kind, dtype, job["level"])
-                    yield f"{layer} {kind}", lambda test=test, arguments=arguments: patched(test, *arguments)
+                    arguments = (layer, storage, kind, dtype, job["level"])
+                    name = f"{storage} {layer} {kind}"
+                    yield name, lambda test=test, arguments=arguments: patched(test, *arguments)
     for kind in ("", "_input_grad") if "masked_linear" in job["units"] else ():
         for density in (0.02, 0.3):
             test = partial(blocks.test_a_sample_of_five_to_eight_has_the_same_bits, kind=kind, density=density)

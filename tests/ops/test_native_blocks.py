@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import cases
 import pytest
 import torch
-from cases import CONV, LINEAR, OPS, Backend, conv_inputs, isa_levels, linear_inputs
+from cases import CONV, LINEAR, OPS, Backend, conv_inputs, isa_levels, linear_inputs, packed_inputs
 from oracle import assert_as_accurate, assert_same_bits
 
 pytestmark = pytest.mark.skipif(not isa_levels(), reason="this installation was built without the CPU library")
@@ -47,12 +49,16 @@ def on_threads(op, level, inputs):
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("storage", ["masked", "packed"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_layers(monkeypatch, layer, kind, dtype, level):
+def test_layers(monkeypatch, layer, storage, kind, dtype, level):
     make, size = LAYERS[layer]
     linear = make is linear_inputs
     monkeypatch.setitem(LINEAR if linear else CONV, "cut", size)
-    family = "masked_linear" if linear else "masked_conv2d"
+    family = f"{storage}_linear" if linear else f"{storage}_conv2d"
+    if storage == "packed":
+        make = partial(packed_inputs, make)
+        kind = kind.replace("weight", "values")
     op = op_named(family if kind == "forward" else f"{family}_{kind}")
     inputs = make(kind, "cut")(torch.float32, "cpu")
     floating = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in inputs]

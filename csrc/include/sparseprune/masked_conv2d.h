@@ -5,6 +5,7 @@
 
 #include <sparseprune/isa.h>
 #include <sparseprune/parallel.h>
+#include <sparseprune/weight.h>
 
 namespace sparseprune {
 
@@ -24,21 +25,19 @@ struct ConvSize {
   int64_t groups;
 };
 
-// x: [batch, in_channels, *input], weight: [out_channels, in_channels / groups, *kernel], words: its packed
-// mask, bias: [out_channels] or null, y: [batch, out_channels, *output]. T is float or double; all are
-// contiguous.
+// x: [batch, in_channels, *input], weight: [out_channels, in_channels / groups * kernel[0] * kernel[1]], bias:
+// [out_channels] or null, y: [batch, out_channels, *output]. T is float or double; all are contiguous.
 template <Isa isa, class T>
-void masked_conv2d(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
-                   const ConvSize& size, const Parallel& parallel);
+void masked_conv2d(const T* x, const Weight<const T>& weight, const T* bias, T* y, const ConvSize& size,
+                   const Parallel& parallel);
 
 // grad: like y, x_grad: like x.
 template <Isa isa, class T>
-void masked_conv2d_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
-                              const ConvSize& size, const Parallel& parallel);
+void masked_conv2d_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const ConvSize& size,
+                              const Parallel& parallel);
 
-// weight_grad: like weight, exactly 0 in the pruned slots.
 template <Isa isa, class T>
-void masked_conv2d_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
-                               const ConvSize& size, const Parallel& parallel);
+void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const ConvSize& size,
+                               const Parallel& parallel);
 
 }  // namespace sparseprune

@@ -5,6 +5,7 @@
 
 #include <sparseprune/isa.h>
 #include <sparseprune/parallel.h>
+#include <sparseprune/weight.h>
 
 namespace sparseprune {
 
@@ -15,20 +16,20 @@ struct LinearSize {
   int64_t out;
 };
 
-// x: [batch, in], weight: [out, in], words: its packed mask, bias: [out] or null, y: [batch, out]. T is float
-// or double; all are row-major and contiguous.
+// x: [batch, in], weight: [out, in], bias: [out] or null, y: [batch, out]. T is float or double; all are row-major and
+// contiguous.
 template <Isa isa, class T>
-void masked_linear(const T* x, const T* weight, const int32_t* words, const T* bias, T* y,
-                   const LinearSize& size, const Parallel& parallel);
+void masked_linear(const T* x, const Weight<const T>& weight, const T* bias, T* y, const LinearSize& size,
+                   const Parallel& parallel);
 
 // dx = g (W . m); grad: [batch, out], x_grad: [batch, in].
 template <Isa isa, class T>
-void masked_linear_input_grad(const T* grad, const T* weight, const int32_t* words, T* x_grad,
-                              const LinearSize& size, const Parallel& parallel);
+void masked_linear_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const LinearSize& size,
+                              const Parallel& parallel);
 
-// dW = (g^T x) . m, exactly 0 in the pruned slots; weight_grad: [out, in].
+// dW = (g^T x) . m.
 template <Isa isa, class T>
-void masked_linear_weight_grad(const T* grad, const T* x, const int32_t* words, T* weight_grad,
-                               const LinearSize& size, const Parallel& parallel);
+void masked_linear_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const LinearSize& size,
+                               const Parallel& parallel);
 
 }  // namespace sparseprune

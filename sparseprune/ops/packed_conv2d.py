@@ -1,0 +1,211 @@
+"""2-D convolution that keeps only its weight's survivors: y = conv2d(x, S(v)) + b, where S puts v at the mask's slots.
+
+As for ``packed_linear``, the three products are closed under differentiation, and the gradient of v is as long as v.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from . import backends
+from .bitmask import BitMask
+from .masked_conv2d import DENSITY, convolution_backward, output_size, resolve
+from .packed_values import check_packed, kept_slots, scattered
+
+
+def packed_conv2d(
+    x: Tensor,
+    values: Tensor,
+    mask: BitMask,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] | str = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    *,
+    backend: str = backends.DEFAULT,
+) -> Tensor:
+    """y = conv2d(x, W) + b, where W has ``values`` at the slots that ``mask`` keeps, in order, and zeros elsewhere.
+
+    The same as ``masked_conv2d`` on the dense W, which is never made: neither here nor for the gradient.
+
+    Args:
+        x: (N, in, H, W) or (in, H, W), a floating dtype; channels_last in, channels_last out.
+        values: (kept,), of x's dtype and device: W's survivors in the order of its flat index.
+        mask: a BitMask of shape (out, in / groups, kh, kw).
+        bias: (out,) or None.
+        stride, padding, dilation, groups: as for ``masked_conv2d``.
+        backend: "auto", "native" or "reference".
+
+    Returns:
+        (N, out, H', W') or (out, H', W'), as ``masked_conv2d``.
+
+    Raises:
+        TypeError: an argument is of the wrong type or the dtypes differ.
+        ValueError: shapes, devices or options do not fit, or the named backend refuses.
+    """
+    x, values, bias = backends.autocast(x, values, bias)
+    check_packed(x, values, mask, bias, 4)
+    x, geometry = resolve(x, mask.shape, stride, padding, dilation, groups)
+    batch = x.unsqueeze(0) if x.dim() == 3 else x
+    y = _PackedConv2d.apply(batch, values, mask.words, bias, (list(mask.shape[2:]), *geometry), backend)
+    return y.squeeze(0) if x.dim() == 3 else y
+
+
+def _weight_shape(words: Tensor, channels: int, kernel: list[int], groups: int) -> tuple[int, ...]:
+    return words.shape[0], channels // groups, *kernel
+
+
+def _weight(values: Tensor, words: Tensor, channels: int, kernel: list[int], groups: int) -> Tensor:
+    shape = _weight_shape(words, channels, kernel, groups)
+    return scattered(values, words, math.prod(shape[1:])).reshape(shape)
+
+
+def forward_reference(x, values, words, bias, kernel, stride, padding, dilation, groups):
+    weight = _weight(values, words, x.shape[1], kernel, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def input_grad_reference(grad, values, words, input_size, kernel, stride, padding, dilation, groups):
+    shape = grad.new_empty(1).expand(input_size)  # only its shape is used
+    weight = _weight(values, words, input_size[1], kernel, groups)
+    geometry = (stride, padding, dilation, groups)
+    return convolution_backward(grad, shape, weight, *geometry, [True, False, False])[0].contiguous()
+
+
+def values_grad_reference(grad, x, words, kept, kernel, stride, padding, dilation, groups):
+    shape = grad.new_empty(1).expand(_weight_shape(words, x.shape[1], kernel, groups))
+    geometry = (stride, padding, dilation, groups)
+    return kept_slots(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1], words)
+
+
+def _pays(words: Tensor, kept: int, channels: int, kernel: list[int], groups: int) -> bool:
+    return words.device.type == "cpu" and kept <= DENSITY * math.prod(_weight_shape(words, channels, kernel, groups))
+
+
+def _forward_pays(x, values, words, bias, kernel, stride, padding, dilation, groups):
+    return _pays(words, values.numel(), x.shape[1], kernel, groups)
+
+
+def _input_grad_pays(grad, values, words, input_size, kernel, stride, padding, dilation, groups):
+    return _pays(words, values.numel(), input_size[1], kernel, groups)
+
+
+def _values_grad_pays(grad, x, words, kept, kernel, stride, padding, dilation, groups):
+    return _pays(words, kept, x.shape[1], kernel, groups)
+
+
+FORWARD = {
+    "native": backends.native("packed_conv2d", _forward_pays),
+    "reference": backends.reference(forward_reference),
+}
+INPUT_GRAD = {
+    "native": backends.native("packed_conv2d_input_grad", _input_grad_pays),
+    "reference": backends.reference(input_grad_reference),
+}
+VALUES_GRAD = {
+    "native": backends.native("packed_conv2d_values_grad", _values_grad_pays),
+    "reference": backends.reference(values_grad_reference),
+}
+
+_forward = backends.register(
+    "packed_conv2d",
+    "(Tensor x, Tensor values, Tensor words, Tensor? bias, int[] kernel, "
+    "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
+    FORWARD,
+    lambda x, values, words, bias, kernel, stride, padding, dilation, groups: x.new_empty(
+        x.shape[0], words.shape[0], *output_size(x.shape[2:], kernel, stride, padding, dilation)
+    ),
+)
+_input_grad = backends.register(
+    "packed_conv2d_input_grad",
+    "(Tensor grad, Tensor values, Tensor words, SymInt[] input_size, int[] kernel, "
+    "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
+    INPUT_GRAD,
+    lambda grad, values, words, input_size, *_: grad.new_empty(input_size),
+)
+_values_grad = backends.register(
+    "packed_conv2d_values_grad",
+    "(Tensor grad, Tensor x, Tensor words, SymInt kept, int[] kernel, "
+    "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
+    VALUES_GRAD,
+    lambda grad, x, words, kept, *_: x.new_empty(kept),
+)
+
+
+class _PackedConv2d(Function):
+    @staticmethod
+    def forward(x, values, words, bias, geometry, backend):
+        y = _forward(x, values, words, bias, *geometry, backend)
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            return y.contiguous(memory_format=torch.channels_last)
+        return y
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, values, words, _, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(x, values, words)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, values, words = ctx.saved_tensors
+        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
+        dx = _InputGrad.apply(grad, values, words, tuple(x.shape[1:]), *options) if needs[0] else None
+        dv = _ValuesGrad.apply(grad, x, words, values.shape[0], *options) if needs[1] else None
+        db = grad.sum((0, 2, 3)) if needs[3] else None
+        return dx, dv, None, db, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_PackedConv2d, info, in_dims, *args)
+
+
+class _InputGrad(Function):
+    @staticmethod
+    def forward(grad, values, words, image_size, geometry, backend):
+        return _input_grad(grad, values, words, (grad.shape[0], *image_size), *geometry, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, values, words, _, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(grad, values, words)
+
+    @staticmethod
+    def backward(ctx, grad_dx):
+        grad, values, words = ctx.saved_tensors
+        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
+        dgrad = _PackedConv2d.apply(grad_dx, values, words, None, *options) if needs[0] else None
+        dv = _ValuesGrad.apply(grad, grad_dx, words, values.shape[0], *options) if needs[1] else None
+        return dgrad, dv, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
+
+
+class _ValuesGrad(Function):
+    @staticmethod
+    def forward(grad, x, words, kept, geometry, backend):
+        return _values_grad(grad, x, words, kept, *geometry, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, x, words, _, ctx.geometry, ctx.backend = inputs
+        ctx.save_for_backward(grad, x, words)
+
+    @staticmethod
+    def backward(ctx, grad_dv):
+        grad, x, words = ctx.saved_tensors
+        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
+        dgrad = _PackedConv2d.apply(x, grad_dv, words, None, *options) if needs[0] else None
+        dx = _InputGrad.apply(grad, grad_dv, words, tuple(x.shape[1:]), *options) if needs[1] else None
+        return dgrad, dx, None, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_loop(_ValuesGrad, info, in_dims, *args)

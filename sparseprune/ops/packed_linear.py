@@ -1,0 +1,165 @@
+"""Linear layer that keeps only its weight's survivors: y = x S(v)^T + b, where S puts v at the mask's slots.
+
+Its three products are closed under differentiation, as those of ``masked_linear``; the gradient of v is as long as v.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from . import backends
+from .bitmask import BitMask
+from .masked_linear import DENSITY, SMALL_BATCH
+from .packed_values import check_packed, kept_slots, scattered
+
+
+def packed_linear(
+    x: Tensor, values: Tensor, mask: BitMask, bias: Tensor | None = None, *, backend: str = backends.DEFAULT
+) -> Tensor:
+    """y = x W^T + b, where W has ``values`` at the slots that ``mask`` keeps, in order, and zeros elsewhere.
+
+    The same as ``masked_linear`` on the dense W, which is never made: neither here nor for the gradient.
+
+    Args:
+        x: (..., in), a floating dtype, contiguous or not.
+        values: (kept,), of x's dtype and device: W's survivors in the order of its flat index.
+        mask: a BitMask of shape (out, in).
+        bias: (out,) or None.
+        backend: "auto", "native" or "reference".
+
+    Returns:
+        (..., out).
+
+    Raises:
+        TypeError: an argument is of the wrong type or the dtypes differ.
+        ValueError: shapes or devices do not fit, or the named backend refuses.
+    """
+    x, values, bias = backends.autocast(x, values, bias)
+    check_packed(x, values, mask, bias, 2)
+    out, columns = mask.shape
+    if x.dim() == 0 or x.shape[-1] != columns:
+        raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
+    y = _PackedLinear.apply(x.reshape(-1, columns), values, mask.words, bias, backend)
+    return y.reshape(*x.shape[:-1], out)
+
+
+def forward_reference(x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, scattered(values, words, x.shape[1]), bias)
+
+
+def input_grad_reference(grad: Tensor, values: Tensor, words: Tensor, columns: int) -> Tensor:
+    return grad @ scattered(values, words, columns)
+
+
+def values_grad_reference(grad: Tensor, x: Tensor, words: Tensor, kept: int) -> Tensor:
+    return kept_slots(grad.t() @ x, words)
+
+
+def _pays(rows: Tensor, words: Tensor, columns: int, kept: int) -> bool:
+    small = rows.shape[0] <= SMALL_BATCH
+    return rows.device.type == "cpu" and (small or kept <= DENSITY * words.shape[0] * columns)
+
+
+FORWARD = {
+    "native": backends.native("packed_linear", lambda x, v, words, _: _pays(x, words, x.shape[1], v.numel())),
+    "reference": backends.reference(forward_reference),
+}
+INPUT_GRAD = {
+    "native": backends.native("packed_linear_input_grad", lambda g, v, words, n: _pays(g, words, n, v.numel())),
+    "reference": backends.reference(input_grad_reference),
+}
+VALUES_GRAD = {
+    "native": backends.native("packed_linear_values_grad", lambda _, x, words, kept: _pays(x, words, x.shape[1], kept)),
+    "reference": backends.reference(values_grad_reference),
+}
+
+_forward = backends.register(
+    "packed_linear",
+    "(Tensor x, Tensor values, Tensor words, Tensor? bias, str backend) -> Tensor",
+    FORWARD,
+    lambda x, values, words, bias: x.new_empty(x.shape[0], words.shape[0]),
+)
+_input_grad = backends.register(
+    "packed_linear_input_grad",
+    "(Tensor grad, Tensor values, Tensor words, SymInt columns, str backend) -> Tensor",
+    INPUT_GRAD,
+    lambda grad, values, words, columns: grad.new_empty(grad.shape[0], columns),
+)
+_values_grad = backends.register(
+    "packed_linear_values_grad",
+    "(Tensor grad, Tensor x, Tensor words, SymInt kept, str backend) -> Tensor",
+    VALUES_GRAD,
+    lambda grad, x, words, kept: x.new_empty(kept),
+)
+
+
+class _PackedLinear(Function):
+    @staticmethod
+    def forward(x, values, words, bias, backend):
+        return _forward(x, values, words, bias, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, values, words, _, ctx.backend = inputs
+        ctx.save_for_backward(x, values, words)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, values, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx = _InputGrad.apply(grad, values, words, x.shape[1], ctx.backend) if needs[0] else None
+        dv = _ValuesGrad.apply(grad, x, words, values.shape[0], ctx.backend) if needs[1] else None
+        db = grad.sum(0) if needs[3] else None
+        return dx, dv, None, db, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_PackedLinear, info, in_dims, *args)
+
+
+class _InputGrad(Function):
+    @staticmethod
+    def forward(grad, values, words, columns, backend):
+        return _input_grad(grad, values, words, columns, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, values, words, _, ctx.backend = inputs
+        ctx.save_for_backward(grad, values, words)
+
+    @staticmethod
+    def backward(ctx, grad_dx):
+        grad, values, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = _PackedLinear.apply(grad_dx, values, words, None, ctx.backend) if needs[0] else None
+        dv = _ValuesGrad.apply(grad, grad_dx, words, values.shape[0], ctx.backend) if needs[1] else None
+        return dgrad, dv, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
+
+
+class _ValuesGrad(Function):
+    @staticmethod
+    def forward(grad, x, words, kept, backend):
+        return _values_grad(grad, x, words, kept, backend)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        grad, x, words, _, ctx.backend = inputs
+        ctx.save_for_backward(grad, x, words)
+
+    @staticmethod
+    def backward(ctx, grad_dv):
+        grad, x, words = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dgrad = _PackedLinear.apply(x, grad_dv, words, None, ctx.backend) if needs[0] else None
+        dx = _InputGrad.apply(grad, grad_dv, words, x.shape[1], ctx.backend) if needs[1] else None
+        return dgrad, dx, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return backends.vmap_by_loop(_ValuesGrad, info, in_dims, *args)
