@@ -66,14 +66,23 @@ def reference(run: Callable[..., Any]) -> Implementation:
     return Implementation(run, lambda *_: None)
 
 
-def native(op: str, preferred: Callable[..., bool] = always, halves: bool = False) -> Implementation:
-    """The C++ (CPU) or CUDA (GPU) kernel ``sparseprune_native::<op>``; ``halves`` if it takes half types everywhere."""
+def native(
+    op: str, preferred: Callable[..., bool] = always, *, halves: bool = False, gpu: bool = True
+) -> Implementation:
+    """The C++ (CPU) or CUDA (GPU) kernel ``sparseprune_native::<op>``.
+
+    Args:
+        halves: it takes half types on a CPU, too.
+        gpu: there is a CUDA kernel.
+    """
 
     def run(*args: Any) -> Any:
         return getattr(torch.ops.sparseprune_native, op).default(*args)
 
     def refusal(*args: Any) -> str | None:
         found = list(tensors(args))
+        if not gpu and (others := devices(found) - {"cpu"}):
+            return f"there is no native kernel for device type {', '.join(sorted(others))!r}"
         return native_libraries.refusal(devices(found), dtypes(found) - (HALVES if halves else set()))
 
     return Implementation(run, refusal, preferred)

@@ -93,21 +93,14 @@ def group_topk_mask_reference(
     return [pack_reference(kept.reshape(rows, columns)), torch.cat([nan_rows, nan_rows.new_tensor([-1])])[:1]]
 
 
-def _native_refusal(*args: Any) -> str | None:
-    on_gpu = backends.devices(backends.tensors(args)) == {"cuda"}
-    return "it has no CUDA kernel" if on_gpu else _NATIVE.refusal(*args)
-
-
 def _fake(scores: Tensor, *_: Any) -> list[Tensor]:
     rows, columns = as_rows(scores.shape)
     words = scores.new_empty(rows, words_per_row(columns), dtype=torch.int32)
     return [words, scores.new_empty(1, dtype=torch.int64)]
 
 
-_NATIVE = backends.native("group_topk_mask", halves=True)
-
 IMPLEMENTATIONS = {
-    "native": _NATIVE._replace(refusal=_native_refusal),
+    "native": backends.native("group_topk_mask", halves=True, gpu=False),
     "reference": backends.reference(group_topk_mask_reference),
 }
 

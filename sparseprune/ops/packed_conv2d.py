@@ -101,15 +101,15 @@ def _values_grad_pays(grad, x, words, kept, kernel, stride, padding, dilation, g
 
 
 FORWARD = {
-    "native": backends.native("packed_conv2d", _forward_pays),
+    "native": backends.native("packed_conv2d", _forward_pays, gpu=False),
     "reference": backends.reference(forward_reference),
 }
 INPUT_GRAD = {
-    "native": backends.native("packed_conv2d_input_grad", _input_grad_pays),
+    "native": backends.native("packed_conv2d_input_grad", _input_grad_pays, gpu=False),
     "reference": backends.reference(input_grad_reference),
 }
 VALUES_GRAD = {
-    "native": backends.native("packed_conv2d_values_grad", _values_grad_pays),
+    "native": backends.native("packed_conv2d_values_grad", _values_grad_pays, gpu=False),
     "reference": backends.reference(values_grad_reference),
 }
 

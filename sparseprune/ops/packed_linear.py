@@ -57,21 +57,36 @@ def values_grad_reference(grad: Tensor, x: Tensor, words: Tensor, kept: int) -> 
     return kept_slots(grad.t() @ x, words)
 
 
+# On a GPU, where the alternative writes and reads the dense weight, of which the kernel reads the survivors alone; not
+# measured.
+SMALL_GPU_BATCH = 16
+
+
 def _pays(rows: Tensor, words: Tensor, columns: int, kept: int) -> bool:
     small = rows.shape[0] <= SMALL_BATCH
     return rows.device.type == "cpu" and (small or kept <= DENSITY * words.shape[0] * columns)
 
 
+def _forward_pays(x: Tensor, values: Tensor, words: Tensor, _: Tensor | None) -> bool:
+    if x.device.type == "cuda":
+        return x.shape[0] <= SMALL_GPU_BATCH
+    return _pays(x, words, x.shape[1], values.numel())
+
+
 FORWARD = {
-    "native": backends.native("packed_linear", lambda x, v, words, _: _pays(x, words, x.shape[1], v.numel())),
+    "native": backends.native("packed_linear", _forward_pays),
     "reference": backends.reference(forward_reference),
 }
 INPUT_GRAD = {
-    "native": backends.native("packed_linear_input_grad", lambda g, v, words, n: _pays(g, words, n, v.numel())),
+    "native": backends.native(
+        "packed_linear_input_grad", lambda g, v, words, n: _pays(g, words, n, v.numel()), gpu=False
+    ),
     "reference": backends.reference(input_grad_reference),
 }
 VALUES_GRAD = {
-    "native": backends.native("packed_linear_values_grad", lambda _, x, words, kept: _pays(x, words, x.shape[1], kept)),
+    "native": backends.native(
+        "packed_linear_values_grad", lambda _, x, words, kept: _pays(x, words, x.shape[1], kept), gpu=False
+    ),
     "reference": backends.reference(values_grad_reference),
 }
 

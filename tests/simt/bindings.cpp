@@ -12,6 +12,7 @@
 #include "sparseprune/cuda/mask_bits.h"
 #include "sparseprune/cuda/masked_conv2d.h"
 #include "sparseprune/cuda/masked_linear.h"
+#include "sparseprune/cuda/packed_linear.h"
 #include "sparseprune/cuda/topk_mask.h"
 
 namespace {
@@ -109,4 +110,12 @@ PYBIND11_MODULE(simt_kernels, m) {
   });
   m.def("masked_conv2d_input_grad", &conv_grad<masked_conv2d_input_grad>);
   m.def("masked_conv2d_weight_grad", &conv_grad<masked_conv2d_weight_grad>);
+  m.def("packed_linear_workspace", [](std::array<int64_t, 3> shape) {
+    return packed_linear_workspace_size({shape[0], shape[1], shape[2]});
+  });
+  m.def("packed_linear", [](Address x, Address values, Address words, Address bias, Address y, Address workspace,
+                            std::array<int64_t, 3> shape, int dtype) {
+    check(packed_linear(at<void>(x), at<void>(values), at<uint32_t>(words), at<void>(bias), at<void>(y),
+                        {shape[0], shape[1], shape[2]}, static_cast<Dtype>(dtype), at<void>(workspace), nullptr));
+  });
 }

@@ -120,6 +120,14 @@ class Emulated:
         inputs = {"grad": grad, "x": x, "words": words}
         return self._product("masked_conv2d_weight_grad", inputs, weight_size, sizes)
 
+    def packed_linear(self, x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
+        sizes = [len(x), x.shape[1], len(words)]
+        y = self.output((sizes[0], sizes[2]), x.dtype)
+        workspace = self.output((self.kernels.packed_linear_workspace(sizes) // 8,), torch.int64)
+        inputs = {"x": x, "values": values, "words": words, "bias": bias}
+        self._run("packed_linear", inputs, {"y": y, "workspace": workspace}, sizes, DTYPES.index(x.dtype))
+        return y
+
     def selftest(self, kernel: str, values: Tensor, size: int, threads: int = 64, blocks: int = 1) -> Tensor:
         """Runs a kernel of selftest.cpp: int32 ``values`` in, ``size`` int32 out, zeros at first."""
         out = self.output((size,), torch.int32).zero_()
