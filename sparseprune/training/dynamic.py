@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -164,94 +164,95 @@ class DynamicSparseTraining(Method):
         self._watch()
 
 
-class SET(DynamicSparseTraining):
-    """Sparse evolutionary training: the smallest of either sign go, random ones come; ``every`` is an epoch's steps.
+class NamedMethod(DynamicSparseTraining):
+    """Base of the published combinations: their rules, and how much they drop unless told.
+
+    Args:
+        model, optimizer, every, until, fraction, seed: see :class:`DynamicSparseTraining`.
+        options: what the method has of its own.
+    """
+
+    rules: ClassVar[Mapping[str, Any]]
+    default_fraction: ClassVar[Callable[[float], float]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        every: int = 100,
+        until: int,
+        fraction: float | Callable[[float], float] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        share = type(self).default_fraction if fraction is None else fraction
+        settings = {"fraction": share, "every": every, "until": until, "seed": seed}
+        super().__init__(model, optimizer, **{**self.rules, **settings, **options})
+
+
+class SET(NamedMethod):
+    """Sparse evolutionary training: the smallest of either sign go, random ones come.
+
+    ``every`` should be an epoch's steps; 0.3 of the weights move unless ``fraction`` says otherwise.
 
     Source: Mocanu et al. 2018, arXiv:1707.04780.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        *,
-        every: int,
-        until: int,
-        fraction: float | Callable[[float], float] = 0.3,
-        seed: int = 0,
-    ) -> None:
-        rules = {"drop": smallest_per_sign, "grow": at_random}
-        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+    rules: ClassVar = {"drop": smallest_per_sign, "grow": at_random}
+    default_fraction = staticmethod(cosine(0.3, 0.3))
 
 
-class RigL(DynamicSparseTraining):
-    """The smallest go, those with the largest gradient come; the share falls as a cosine to 0 at ``until``.
+class RigL(NamedMethod):
+    """The smallest go, those with the largest gradient come; the share falls as a cosine from 0.3 to 0 at ``until``.
 
     The paper leaves out the optimizer step of an update; here every step is made, and the update follows it. Choose
-    ``until`` as three quarters of the training.
+    ``until`` as three quarters of the training. ``keep_regrown`` is True unless told.
 
     Source: Evci et al. 2020, arXiv:1911.11134, algorithm 1.
     """
 
+    rules: ClassVar = {"drop": smallest, "grow": by_gradient, "gradients": "step"}
+    default_fraction = staticmethod(cosine(0.3))
+
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        *,
-        every: int = 100,
-        until: int,
-        fraction: float | Callable[[float], float] = cosine(0.3),
-        keep_regrown: bool = True,
-        seed: int = 0,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, keep_regrown: bool = True, **options: Any
     ) -> None:
-        rules = {"drop": smallest, "grow": by_gradient, "gradients": "step", "keep_regrown": keep_regrown}
-        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+        super().__init__(model, optimizer, keep_regrown=keep_regrown, **options)
 
 
-class SparseMomentum(DynamicSparseTraining):
+class SparseMomentum(NamedMethod):
     """Sparse networks from scratch: layers with much momentum per weight grow, where momentum is largest.
 
-    Momentum is an exponential moving average of the dense gradient, so every step until ``until`` computes that.
+    Momentum is an exponential moving average of the dense gradient, so every step until ``until`` computes that; the
+    share falls as a cosine from 0.5 to 0.005. ``every`` should be an epoch's steps.
 
     Source: Dettmers and Zettlemoyer 2019, arXiv:1907.04840.
     """
 
+    rules: ClassVar = {"drop": smallest, "redistribute": by_momentum, "grow": by_gradient, "gradients": "average"}
+    default_fraction = staticmethod(cosine(0.5, 0.005))
+
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        *,
-        every: int,
-        until: int,
-        fraction: float | Callable[[float], float] = cosine(0.5, 0.005),
-        decay: float = 0.9,
-        seed: int = 0,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, decay: float = 0.9, **options: Any
     ) -> None:
-        rules = {"drop": smallest, "redistribute": by_momentum, "grow": by_gradient, "gradients": "average"}
-        steps = {"every": every, "until": until, "decay": decay, "seed": seed}
-        super().__init__(model, optimizer, **rules, fraction=fraction, **steps)
+        super().__init__(model, optimizer, decay=decay, **options)
 
 
-class DSR(DynamicSparseTraining):
-    """Dynamic sparse reparameterization: one threshold for all layers that steers itself to drop ``fraction``.
+class DSR(NamedMethod):
+    """Dynamic sparse reparameterization: one threshold for all layers that steers itself to drop 0.01, or ``fraction``.
 
     Source: Mostafa and Wang 2019, arXiv:1902.05967.
     """
 
+    rules: ClassVar = {"redistribute": by_survivors, "grow": at_random}
+    default_fraction = staticmethod(cosine(0.01, 0.01))
+
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        *,
-        every: int = 100,
-        until: int,
-        fraction: float | Callable[[float], float] = 0.01,
-        threshold: float = 1e-3,
-        seed: int = 0,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, threshold: float = 1e-3, **options: Any
     ) -> None:
         self.threshold = Threshold(threshold)
-        rules = {"drop": self.threshold, "redistribute": by_survivors, "grow": at_random}
-        super().__init__(model, optimizer, **rules, fraction=fraction, every=every, until=until, seed=seed)
+        super().__init__(model, optimizer, drop=self.threshold, **options)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "threshold": self.threshold.value}

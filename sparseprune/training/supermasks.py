@@ -58,6 +58,10 @@ class MaskedModel(nn.Module):
         """The masks of the present scores."""
         raise TypeError(f"{type(self).__name__} must define masks")
 
+    def backward(self, loss: Tensor) -> None:
+        """The gradients of the scores, for the loss of the last forward."""
+        loss.backward()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output with every weight multiplied by its factor."""
         weights = [self.model.get_parameter(name) for name in self.names]
@@ -223,6 +227,12 @@ class BernoulliMasks(MaskedModel):
 
     def _scaled(self, factor: Tensor) -> Tensor:
         return factor * (factor.numel() / factor.detach().sum().clamp(min=1)) if self.rescale else factor
+
+    def backward(self, loss: Tensor) -> None:
+        if self.gradient == "reinforce":
+            self.reinforce(loss)
+        else:
+            loss.backward()
 
     @torch.no_grad()
     def reinforce(self, loss: Tensor) -> None:

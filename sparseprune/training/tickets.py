@@ -99,6 +99,18 @@ class LotteryTickets(Method):
         """How many steps all rounds have together."""
         return self.steps_per_round + (self.rounds - 1) * (self.steps_per_round - self.rewind_to)
 
+    @property
+    def ends_round(self) -> bool:
+        """Whether the coming ``step`` prunes and goes back: what this round has reached can be tested until then."""
+        return self.position + 1 == self.steps_per_round and self.round < self.rounds - 1
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ValueError unless a loop of ``steps`` steps with a learning rate of its own fits the rounds."""
+        if self.steps_per_round != steps:
+            raise ValueError(f"steps_per_round must be all {steps} steps of the training, got {self.steps_per_round}")
+        if self.scheduler is not None:
+            raise ValueError("scheduler must be None where train() sets the learning rate, got one")
+
     def _take_snapshot(self) -> Snapshot:
         return Snapshot(self.model, self.optimizer, self.scheduler, random=self.random)
 

@@ -21,9 +21,12 @@ from .evaluation import evaluate, to_model
 from .history import Epoch, History
 from .interrupt import TrainingInterrupted, deferred_interrupt
 from .method import Method
+from .penalties import Penalty
 from .random_state import seeded
 from .resumption import Position, check_config, identity, restore, snapshot
 from .settings import Settings
+from .supermasks import MaskedModel
+from .tickets import LotteryTickets
 
 DEFAULT_LR = {"sgd": 0.1, "adam": 1e-3, "adamw": 1e-3}
 
@@ -61,6 +64,7 @@ def train(
     seed: int = 0,
     device: torch.device | str | None = None,
     method: Callable[[nn.Module, torch.optim.Optimizer], Method] | None = None,
+    penalty: Penalty | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -74,7 +78,8 @@ def train(
     Ctrl-C finishes the batch and saves.
 
     Args:
-        model: returns logits (N, classes); changed in place and left in eval mode.
+        model: returns logits (N, classes); changed in place and left in eval mode. Also masks as parameters
+            (``EdgePopup`` and its like): their scores are trained.
         dataset: what to train and test on, see ``sparseprune.data.load``.
         epochs: passes over the training set.
         batch_size: samples of a step; the last batch of an epoch has the rest.
@@ -87,8 +92,10 @@ def train(
         seed: of the data order and of every random layer.
         device: where to train; None: where the model is.
         method: makes what changes the masks, for example ``lambda model, optimizer: RigL(model, optimizer, until=900)``;
-            its ``step`` follows every optimizer step. Not ``LotteryTickets``, which go back in the data and the
-            schedule.
+            its ``step`` follows every optimizer step. ``LotteryTickets`` of all the training's steps (and no
+            scheduler) go back in the order of the data and the learning rate, too: every round ends with a test, and
+            the history has the epochs of all rounds.
+        penalty: whose gradient is added to that of the loss; the losses of the history are without it.
         checkpoint: file to save to after every epoch, every ``checkpoint_seconds`` and on Ctrl-C.
         resume: go on from ``checkpoint`` if that file exists.
         checkpoint_seconds: at most this much work, or one batch, is lost when the process is killed.
@@ -112,14 +119,19 @@ def train(
     for split in ("train", "test"):
         if dataset.count(split) == 0:
             raise ValueError(f"dataset must have samples to {split} on, got {dataset.name} without any")
-    config = {**asdict(settings), **identity(model, dataset), "method": "none" if method is None else "given"}
+    config = {
+        **asdict(settings),
+        **identity(model, dataset),
+        "method": "none" if method is None else "given",
+        "penalty": repr(penalty),
+    }
     saved = None
     if resume and os.path.exists(checkpoint):
         saved = load_checkpoint(checkpoint)
         check_config(saved["config"], config, checkpoint)
     if device is not None:
         model.to(device)
-    run = _Run(model, dataset, settings, config, method, checkpoint, checkpoint_seconds, progress)
+    run = _Run(model, dataset, settings, config, method, penalty, checkpoint, checkpoint_seconds, progress)
     with seeded(seed), _deterministic_cudnn(), deferred_interrupt(checkpoint is not None) as interrupted:
         if saved is not None:
             run.position = restore(saved, model, run.optimizer, run.method)
@@ -128,7 +140,7 @@ def train(
             run.save()
             if not finished or (interrupted() and run.position.epoch < epochs):
                 raise TrainingInterrupted(
-                    f"stopped after {run.position.epoch} of {epochs} epochs and {run.position.step} batches; "
+                    f"stopped after {len(run.position.history)} of {run.epochs} epochs and {run.position.step} batches; "
                     f"the state is in {checkpoint}"
                 )
     model.eval()
@@ -145,17 +157,24 @@ class _Run:
         settings: Settings,
         config: dict[str, Any],
         method: Callable[[nn.Module, torch.optim.Optimizer], Method] | None,
+        penalty: Penalty | None,
         checkpoint: str | os.PathLike[str] | None,
         checkpoint_seconds: float,
         progress: Callable[[Progress], Any] | None,
     ) -> None:
-        self.model, self.dataset, self.settings, self.config = model, dataset, settings, config
+        self.model, self.dataset, self.settings, self.config, self.penalty = model, dataset, settings, config, penalty
         self.checkpoint, self.checkpoint_seconds = checkpoint, checkpoint_seconds
         self.tell = progress or (lambda event: None)
         self.parameter = next(model.parameters())
         self.optimizer = settings.make_optimizer(model.parameters())
         self.method = None if method is None else method(model, self.optimizer)
+        self.tickets = self.method if isinstance(self.method, LotteryTickets) else None
+        self.epochs = settings.epochs  # of all rounds
         self.position = Position()
+        if self.tickets is not None:
+            per_epoch = len(training_order(dataset, settings.batch_size, settings.seed, 0))
+            self.tickets.check_steps(settings.epochs * per_epoch)
+            self.epochs += (self.tickets.rounds - 1) * (settings.epochs - self.tickets.rewind_to // per_epoch)
 
     def save(self) -> None:
         if self.checkpoint is not None:
@@ -166,23 +185,24 @@ class _Run:
     def epoch(self, interrupted: Callable[[], bool]) -> bool:
         """Finish the epoch that the position is in; False when stopped before its end."""
         settings, position = self.settings, self.position
-        number, earlier, started = position.epoch + 1, position.seconds, time.monotonic()
+        number, earlier, started = len(position.history) + 1, position.seconds, time.monotonic()
         order = training_order(self.dataset, settings.batch_size, settings.seed, position.epoch)
+        first = self._first_batch(len(order))
         position.loss_sum = position.loss_sum.to(self.parameter.device)
         last_save = started
         self.model.train()
         for x, y in read_batches(self.dataset.train, order[position.step :]):
-            position.loss_sum += self._step(x, y, position.epoch + position.step / len(order))
+            position.loss_sum += self._step(x, y, self._learning_rate(position.step, len(order)))
             position.step += 1
             now = time.monotonic()
             position.seconds = earlier + now - started
-            self.tell(Progress(number, settings.epochs, position.step, len(order)))
+            self.tell(Progress(number, self.epochs, position.step, len(order)))
             if interrupted():
                 return False
             if now - last_save >= self.checkpoint_seconds:
                 self.save()
                 last_save = now
-        train_loss = position.loss_sum.item() / sum(map(len, order))
+        train_loss = position.loss_sum.item() / sum(map(len, order[first:]))
         if not math.isfinite(train_loss):
             raise ValueError(
                 f"lr must be low enough to train, got {settings.lr}: the loss of epoch {number} is {train_loss}"
@@ -190,22 +210,46 @@ class _Run:
         tested = evaluate(self.model, self.dataset, stop=interrupted)
         if tested is None:
             return False
-        rate = settings.learning_rate(position.epoch + (len(order) - 1) / len(order))
+        rate = self._learning_rate(len(order) - 1, len(order))
         record = Epoch(number, train_loss, *tested, rate, earlier + time.monotonic() - started)
-        self.position = Position(number, history=History([*position.history, record]))
-        self.tell(Progress(number, settings.epochs, len(order), len(order), record))
+        self.position = Position(position.epoch + 1, history=History([*position.history, record]))
+        if self._ends_round():
+            self.tickets.step()
+            self.position.epoch, self.position.step = divmod(self.tickets.position, len(order))
+        self.tell(Progress(number, self.epochs, len(order), len(order), record))
         return True
 
-    def _step(self, x: Tensor, y: Tensor, progress: float) -> Tensor:
+    def _ends_round(self) -> bool:
+        return self.tickets is not None and self.tickets.ends_round
+
+    def _first_batch(self, per_epoch: int) -> int:
+        """Where this epoch began: in a later round's first one at the step that tickets went back to."""
+        if self.tickets is None or self.tickets.round == 0:
+            return 0
+        epoch, step = divmod(self.tickets.rewind_to, per_epoch)
+        return step if epoch == self.position.epoch else 0
+
+    def _learning_rate(self, step: int, per_epoch: int) -> float:
+        epochs = self.position.epoch + step / per_epoch
+        if self.tickets is not None and self.tickets.rewind == "nothing" and self.tickets.round:
+            epochs = self.settings.epochs - 1 / per_epoch  # the last one of the first round
+        return self.settings.learning_rate(epochs)
+
+    def _step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """One step; returns the batch's summed loss as a tensor, so that nothing waits for the device."""
         x, y = to_model(x, y, self.parameter)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate(progress)
+            group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.model(x), y)
-        loss.backward()
+        if isinstance(self.model, MaskedModel):
+            self.model.backward(loss)
+        else:
+            loss.backward()
+        if self.penalty is not None:
+            self.penalty.add_gradients_(self.model)
         self.optimizer.step()
-        if self.method is not None:
+        if self.method is not None and not self._ends_round():  # what a round has reached is tested first
             self.method.step()
         return loss.detach().double() * len(y)
 
