@@ -11,6 +11,7 @@ from importlib.metadata import version as _version
 from . import data as data
 from . import diagnostics as diagnostics
 from . import models as models
+from . import recipes as recipes
 from . import training as training
 from .allocation import erk as erk
 from .allocation import uniform as uniform
@@ -63,6 +64,7 @@ from .patterns import NM as NM
 from .patterns import Global as Global
 from .patterns import LayerWise as LayerWise
 from .pruning import prune as prune
+from .recipes import Recipe as Recipe
 from .schedules import cubic as cubic
 from .schedules import exponential as exponential
 from .schedules import linear as linear

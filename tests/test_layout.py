@@ -31,9 +31,13 @@ ARROWS = {
     "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
     "training": {"allocation", "data", "masks", "nn", "files", "ops", "patterns", "pruning", "schedules"},
     "report": {"diagnostics", "masks", "training", "files"},
+    "recipes": {
+        "allocation", "criteria", "data", "files", "masks", "models", "nn", "patterns", "pruning", "report", "schedules",
+        "training",
+    },
     "cli": {
         "allocation", "criteria", "data", "diagnostics", "files", "masks", "models", "nn", "ops", "patterns",
-        "pruning", "report", "schedules", "summary", "training",
+        "pruning", "recipes", "report", "schedules", "summary", "training",
     },
 }  # fmt: skip
 PUBLIC = (
@@ -126,7 +130,7 @@ def test_public_names():
 
 def test_import_is_lean():
     """Importing the package starts no GPU and loads nothing that only the command line or a plot needs."""
-    heavy = ["matplotlib", "typer", "rich", "sklearn", "triton", "PIL"]
+    heavy = ["matplotlib", "typer", "rich", "sklearn", "triton", "PIL", "yaml"]
     code = (
         "import sys, sparseprune, torch; assert not torch.cuda.is_initialized();"
         f"print([m for m in {heavy} if m in sys.modules])"

@@ -15,6 +15,10 @@ Model = Annotated[
         "timm:NAME, hf:FOLDER or package.module:factory.",
     ),
 ]
+ModelOrRecipe = Annotated[
+    str,
+    typer.Argument(metavar="MODEL|RECIPE", help="A model as for prune, or a recipe: a file named *.yaml or *.yml."),
+]
 ModelOption = Annotated[
     list[str] | None,
     typer.Option("--model-option", metavar="NAME=VALUE", help="Passed to the model's factory; repeatable."),

@@ -7,27 +7,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..files import write_atomically
 from ..masks import Masks
-from ..report.runs import FORMAT, HISTORY_FILE, RUN_FILE, VERSION
+from ..report.runs import CHECKPOINT_FILE as CHECKPOINT_FILE
+from ..report.runs import HISTORY_FILE, RUN_FILE
+from ..report.runs import INIT_FILE as INIT_FILE
+from ..report.runs import MODEL_FILE as MODEL_FILE
+from ..report.runs import write_json as write_json
+from ..report.runs import write_run as write_run
 from ..training.history import History
 
-INIT_FILE = "init.safetensors"
-MODEL_FILE = "model.safetensors"
-CHECKPOINT_FILE = "checkpoint.pt"
 FIGURE_FILE = "density.png"
 TRAINING_FILES = (HISTORY_FILE, CHECKPOINT_FILE, MODEL_FILE)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A JSON file, whole or not at all."""
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def write_run(folder: Path, run: dict[str, Any]) -> None:
-    """run.json with its format's name and version."""
-    write_json(folder / RUN_FILE, {"format": FORMAT, "version": VERSION, **run})
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file
-from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from .. import data, models
 from ..data import Dataset
-from ..files import write_atomically
+from ..recipes.names import DTYPES
+from ..report.runs import save_weights as save_weights
 from ..training.random_state import seeded
-from .options import DTYPES, choose, choose_device, parse_model_options, parse_shape
+from .options import choose, choose_device, parse_model_options, parse_shape
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def build(
     """
     target, kind = choose_device(device), choose("--dtype", dtype, DTYPES)
     shape = dataset.input_shape if dataset else parse_shape(image) if image else None
-    options = _factory_options(spec, shape, dataset) | parse_model_options(model_options)
+    fitting = models.fitting_options(spec, shape, len(dataset.classes) if dataset else None)
+    options = fitting | parse_model_options(model_options)
     with seeded(seed):
         model = models.create(spec, **options)
         if init is not None:
@@ -79,19 +78,6 @@ def build(
     if weights is not None:
         load_weights(model, weights)
     return Network(model.to(target, kind), dataset, shape or models.input_shape(model))
-
-
-def _factory_options(spec: str, shape: tuple[int, ...] | None, dataset: Dataset | None) -> dict[str, Any]:
-    # What each source calls the image's shape and the number of classes. Other factories decide alone.
-    source = spec.partition(":")[0] if ":" in spec else "ours"
-    classes = len(dataset.classes) if dataset else None
-    names = {
-        "ours": {"input_shape": shape, "num_classes": classes},
-        "torchvision": {"num_classes": classes},
-        "timm": {"num_classes": classes, "in_chans": shape[0] if shape else None},
-        "hf": {"num_labels": classes},
-    }
-    return {name: value for name, value in names.get(source, {}).items() if value is not None}
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -134,10 +120,3 @@ def read_weights(path: Path, option: str) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError(f"{option} must be a state dict, got {str(path)!r} with something else")
     return state
-
-
-def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """The model's state dict as safetensors, whole or not at all."""
-    # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(path, lambda file: file.write(to_safetensors(state)))

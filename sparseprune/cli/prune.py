@@ -5,19 +5,13 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import arguments as shared
 from .console import print_json, progress_bar, stderr
 from .errors import sentences
-
-if TYPE_CHECKING:
-    from ..data import Dataset
-    from .options import Batches
-
-CHUNK = 128
 
 
 @sentences
@@ -65,7 +59,7 @@ def command(
     ] = None,
     batches: Annotated[
         int | None,
-        typer.Option(min=1, help=f"For criteria with data, instead: so many random batches of {CHUNK}."),
+        typer.Option(min=1, help="For criteria with data, instead: so many random batches of 128."),
     ] = None,
     bn: Annotated[
         str | None,
@@ -101,11 +95,12 @@ def command(
     import torch
 
     from ..pruning import prune
+    from ..recipes.names import BN_MODES, CRITERIA, SCHEDULES, Given, scoring_batches
     from ..report import Run, density_figure, save_figure
     from ..report.runs import MASKS_FILE, RUN_FILE, layers_of
     from . import folder, network
     from .info import versions
-    from .options import BN_MODES, CRITERIA, SCHEDULES, Given, choose, choose_pattern, parse_min_per_layer
+    from .options import choose, choose_pattern, parse_min_per_layer
 
     chosen = choose("--criterion", criterion, CRITERIA)
     pattern = choose_pattern(scope, allocation)
@@ -148,7 +143,9 @@ def command(
     example = None
     if net.shape is not None:
         example = torch.ones(1, *net.shape, device=parameter.device, dtype=parameter.dtype)
-    batch_list = _batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
+    batch_list = (
+        scoring_batches(dataset, samples_per_class, batches, seed, parameter.dtype) if chosen.needs_data else []
+    )
     start = network.read_weights(initial, "--initial") if initial else None
     rule = chosen.make(Given(batch_list, example, torch.Generator().manual_seed(seed), mode, start))
     folder.check_writable(out)
@@ -201,21 +198,3 @@ def command(
             *place,
         ]
         stderr().print(f"Next: {shlex.join([*follow, '--out', str(out)])}", markup=False, highlight=False)
-
-
-def _batches(dataset: Dataset, samples_per_class: int | None, batches: int | None, seed: int, dtype: Any) -> Batches:
-    """Balanced samples in chunks, or so many random batches."""
-    import itertools
-
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    if batches is not None:
-        loader = dataset.batches("train", CHUNK, generator, drop_last=True)
-        if len(loader) < batches:
-            raise ValueError(f"--batches must be at most {len(loader)} for --data {dataset.name}, got {batches}")
-        chosen = list(itertools.islice(loader, batches))
-    else:
-        x, y = dataset.balanced(samples_per_class or 10, generator)
-        chosen = list(zip(x.split(CHUNK), y.split(CHUNK), strict=True))
-    return [(x.to(dtype), y) for x, y in chosen]

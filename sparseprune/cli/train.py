@@ -1,10 +1,8 @@
-"""``sparseprune train``: train with the masks held; stop it or kill it, and it goes on exactly."""
+"""``sparseprune train``: train with the masks held, or as a recipe says; stop or kill it, and it goes on exactly."""
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +13,7 @@ import typer
 from . import arguments as shared
 from .console import print_json, progress_bar, stderr
 from .errors import sentences
+from .recipe import is_recipe, resume_command, run_recipe
 
 if TYPE_CHECKING:
     from ..masks import Masks
@@ -23,8 +22,12 @@ if TYPE_CHECKING:
 
 @sentences
 def command(
-    model: shared.Model,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write to, usually that of the masks.")],
+    context: typer.Context,
+    model: shared.ModelOrRecipe,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder to write to, usually that of the masks. Needed for MODEL."),
+    ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="masks.safetensors of a pruned run. Without it: dense."),
@@ -56,13 +59,22 @@ def command(
     json: shared.Json = False,
     debug: shared.Debug = False,
 ) -> None:
-    """Train MODEL with the masks held, and test it after every epoch.
+    """Train MODEL with the masks held, and test it after every epoch; or all that a RECIPE says.
 
     Starts from the init.safetensors beside the masks, so from the network that was pruned. Writes
     checkpoint.pt, history.json, model.safetensors and run.json. Ctrl-C saves and says how to go on.
 
+    A recipe is a YAML file, and only --out, --data-dir and --resume or --restart go with it.
+
     Example: sparseprune train lenet_300_100 --masks runs/lenet-snip/masks.safetensors --out runs/lenet-snip
+
+    Example: sparseprune train examples/rigl.yaml
     """
+    if is_recipe(model):
+        run_recipe(context, Path(model), out, data_dir, resume, json)
+        return
+    if out is None:
+        raise ValueError("--out must be given to train a model, got none")
     from ..masks import Masks
     from ..nn import sparsify
     from ..report.runs import HISTORY_FILE
@@ -103,7 +115,7 @@ def command(
             )  # fmt: skip
         except TrainingInterrupted as stop:
             sentence = str(stop)
-            raise KeyboardInterrupt(f"{sentence[0].upper()}{sentence[1:]}. To go on: {_resume_command()}") from None
+            raise KeyboardInterrupt(f"{sentence[0].upper()}{sentence[1:]}. To go on: {resume_command()}") from None
     folder.write_json(out / HISTORY_FILE, history.to_list())
     network.save_weights(net.model, out / folder.MODEL_FILE)
     last, best = history[-1], history.best
@@ -211,8 +223,3 @@ def _describe(out: Path, model: str, path: Path | None, held: Masks | None) -> N
         folder.write_run(
             out, {"model": model, "criterion": criterion, "masks": held is not None, "versions": versions()}
         )
-
-
-def _resume_command() -> str:
-    given = [argument for argument in sys.argv[1:] if argument not in ("--resume", "--restart")]
-    return shlex.join(["sparseprune", *given, "--resume"])

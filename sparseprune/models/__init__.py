@@ -12,6 +12,7 @@ from sparseprune.models.lenet import lenet5 as lenet5
 from sparseprune.models.lenet import lenet5_caffe as lenet5_caffe
 from sparseprune.models.lenet import lenet_300_100 as lenet_300_100
 from sparseprune.models.load import create as create
+from sparseprune.models.load import fitting_options as fitting_options
 from sparseprune.models.load import input_shape as input_shape
 from sparseprune.models.resnet import resnet18 as resnet18
 from sparseprune.models.resnet import resnet34 as resnet34

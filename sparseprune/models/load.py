@@ -67,6 +67,18 @@ def create(spec: str, **options: Any) -> nn.Module:
     return call(spec, _imported(spec, prefix, name), options)
 
 
+def fitting_options(spec: str, shape: tuple[int, ...] | None, classes: int | None) -> dict[str, Any]:
+    """What each source calls the image's shape and the number of classes; other factories decide alone."""
+    names = {
+        "ours": {"input_shape": shape, "num_classes": classes},
+        "torchvision": {"num_classes": classes},
+        "timm": {"num_classes": classes, "in_chans": shape[0] if shape else None},
+        "hf": {"num_labels": classes},
+    }
+    known = names.get(spec.partition(":")[0] if ":" in spec else "ours", {})
+    return {name: value for name, value in known.items() if value is not None}
+
+
 def input_shape(model: nn.Module) -> tuple[int, int, int] | None:
     """Returns the (C, H, W) of one image that a model is built for, or None where the model does not say.
 

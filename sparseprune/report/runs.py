@@ -1,4 +1,4 @@
-"""What a run folder holds: run.json, masks.safetensors and, once trained, history.json."""
+"""What a run folder holds: run.json, masks.safetensors and, once trained, history.json; reading and writing it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from ..files import write_atomically
 from ..masks import Masks
 from ..training.history import History
 
@@ -16,6 +20,9 @@ VERSION = 1
 RUN_FILE = "run.json"
 MASKS_FILE = "masks.safetensors"
 HISTORY_FILE = "history.json"
+INIT_FILE = "init.safetensors"
+MODEL_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,24 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
         layers=layers,
         history=_read_history(folder / HISTORY_FILE),
     )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file, whole or not at all."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_run(folder: Path, run: dict[str, Any]) -> None:
+    """run.json with its format's name and version."""
+    write_json(folder / RUN_FILE, {"format": FORMAT, "version": VERSION, **run})
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """The model's state dict as safetensors, whole or not at all."""
+    # Copies: safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(path, lambda file: file.write(to_safetensors(state)))
 
 
 def _read_history(path: Path) -> History:

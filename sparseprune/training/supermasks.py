@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..masks import Masks
+from ..nn import sparsify
 from ..ops.bitmask import BitMask
 from ..ops.straight_through import straight_through_topk
 from ..ops.topk_mask import topk_mask
@@ -57,6 +58,14 @@ class MaskedModel(nn.Module):
     def masks(self) -> Masks:
         """The masks of the present scores."""
         raise TypeError(f"{type(self).__name__} must define masks")
+
+    @torch.no_grad()
+    def hold(self) -> nn.Module:
+        """End learning: the model with its weights multiplied by their factors in eval mode, and holding the masks."""
+        self.eval()
+        for name, factor in zip(self.names, self._factors(), strict=True):
+            self.model.get_parameter(name).mul_(factor)
+        return sparsify(self.model, self.masks())
 
     def backward(self, loss: Tensor) -> None:
         """The gradients of the scores, for the loss of the last forward."""

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 import sparseprune as sp
 from sparseprune.cli import app
-from sparseprune.cli.options import CRITERIA
 from sparseprune.masks import Masks
+from sparseprune.recipes.names import CRITERIA
 
 
 @pytest.fixture(scope="module")

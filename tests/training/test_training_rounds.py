@@ -81,6 +81,7 @@ def test_the_loss_of_a_partial_epoch_is_the_mean_of_its_batches():
     x, y = small.dataset().train
     rest = torch.cat(training_order(small.dataset(), 8, 3, 0)[5:])
     assert history[2].train_loss == pytest.approx(F.cross_entropy(linear(x[rest]), y[rest]).item(), rel=1e-5)
+    assert history[3].train_loss == pytest.approx(history[1].train_loss, rel=1e-6) != history[2].train_loss
 
 
 @pytest.mark.parametrize("stop", [(1, 4, False), (2, 7, False), (3, 5, False), (4, 7, True), (5, 5, False)])
