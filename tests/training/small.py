@@ -1,9 +1,9 @@
-"""A small data set, and a network with what a resumed run could get wrong: masks, dropout, batch norm."""
+"""A small data set, a network with what a resumed run could get wrong, and an optimizer that mixes entries."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import nn, optim
 
 import sparseprune as sp
 from sparseprune.data import Dataset
@@ -29,3 +29,18 @@ def network(keep: int = 60) -> nn.Module:
             nn.Linear(64, 3),
         )
     return sp.sparsify(model, sp.prune(model, sp.Magnitude(), keep=keep))
+
+
+class Mixing(optim.Optimizer):
+    """Every entry moves by the mean of all gradients, and remembers it."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            if p.grad is not None:
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.mul_(0.9).add_(p.grad.mean() + self.param_groups[0]["lr"])
+                p.add_(momentum)

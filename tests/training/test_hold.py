@@ -8,24 +8,10 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from training.small import Mixing
 
 from sparseprune.nn import held_masks, sparsify
 from sparseprune.training import attach
-
-
-class Mixing(optim.Optimizer):
-    """Every entry moves by the mean of all gradients, and remembers it."""
-
-    def __init__(self, params):
-        super().__init__(params, {})
-
-    @torch.no_grad()
-    def step(self):
-        for p in self.param_groups[0]["params"]:
-            if p.grad is not None:
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.mul_(0.9).add_(p.grad.mean() + 0.01)
-                p.add_(momentum)
 
 
 def net():
