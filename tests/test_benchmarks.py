@@ -50,6 +50,12 @@ DICTIONARIES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_worker(monkeypatch):
+    """A pytest that a test starts is no worker of the one that runs the test: workers refuse to measure."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
 class Clockless:
     """A pytest-benchmark fixture that counts what it is asked to time."""
 

@@ -121,6 +121,21 @@ def test_linear_weight_grad(machine):
     close(machine.masked_linear_weight_grad(grad, x, words)[-5:], grad[:, -5:].T @ x)
 
 
+def test_packed_linear(machine):
+    """The last block has the last 7 of 39 rows and the last few samples."""
+    batch = BIG // 41 + 5
+    x, weight = last_rows((batch, 41)), torch.randn(39, 41)
+    result = machine.packed_linear(x, weight.flatten(), all_kept(39, 41), None)
+    close(result[-4:, 32:], x[-4:] @ weight[32:].T)
+
+
+def test_packed_linear_with_many_rows(machine):
+    rows = 32 * (BIG // 39 // 32 + 5)
+    x, weight, bias, words = torch.randn(39, 41), torch.randn(32, 41), last_rows((rows,)), all_kept(rows, 41)
+    words[-64:-32] = 0  # of a block that does not run
+    close(machine.packed_linear(x, weight.flatten(), words, bias)[-7:, -32:], x[-7:] @ weight.T + bias[-32:])
+
+
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from simt.build import KERNELS, digest, included, made_once
+from simt.build import digest, included, made_once
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
+KERNELS = ("mask_bits", "masked_conv2d", "masked_linear", "topk_mask")
 AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512")
 LEVELS = {"portable": (), "avx2": AVX2, "avx512": AVX512}

@@ -8,9 +8,10 @@ from functools import cache
 from pathlib import Path
 
 from cases import isa_levels
-from cpu.build import FLAGS, LEVELS, DoesNotCompile, compiled, digest, level_flags, run, texts
+from cpu.build import FLAGS, KERNELS, LEVELS, DoesNotCompile, compiled, digest, level_flags, run, texts
 from mutation.mutants import ROOT, Mutant
-from simt.build import KERNELS, build, included
+from simt.build import KERNELS as CUDA_KERNELS
+from simt.build import build, included
 
 CPU = ROOT / "csrc/cpu"
 UNITS = (*KERNELS, "group_topk_mask")
@@ -79,11 +80,11 @@ def cpu_library(folder: Path, mutant: Mutant | None, level: str, units: list[str
 def cuda_module(folder: Path, mutant: Mutant | None) -> tuple[str, list[str]]:
     """The emulated kernels with the mutant, and the files of csrc/cuda that it is in."""
     if mutant is None:
-        return build(folder).__file__, list(KERNELS)
+        return build(folder).__file__, list(CUDA_KERNELS)
     name = Path(mutant.file).name
     try:
         module = build(folder, {name: lambda _: mutant.apply(mutant.text)}).__file__
     except RuntimeError as error:
         raise DoesNotCompile(str(error)[-2000:]) from None
     sources = {path.name: path.read_text() for path in (ROOT / "csrc/cuda").iterdir()}
-    return module, [kernel for kernel in KERNELS if name in included(f"{kernel}.cu", sources)]
+    return module, [kernel for kernel in CUDA_KERNELS if name in included(f"{kernel}.cu", sources)]

@@ -37,6 +37,7 @@ FAMILIES = {
         *("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"),
         *("packed_linear", "packed_linear_input_grad", "packed_linear_values_grad"),
     ),
+    "packed_linear": ("packed_linear",),
     "masked_conv2d": (
         *("masked_conv2d", "masked_conv2d_input_grad", "masked_conv2d_weight_grad"),
         *("packed_conv2d", "packed_conv2d_input_grad", "packed_conv2d_values_grad"),
@@ -105,7 +106,7 @@ def cuda_checks(job: dict) -> Iterator[Check]:
     spec = importlib.util.spec_from_file_location("mutant.simt_kernels", job["library"], loader=loader)
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    machine, ops = Emulated(module), ops_in(job["units"])
+    machine, ops = Emulated(module), [op for op in ops_in(job["units"]) if op.on_gpu]
     many_tiles = partial(simt.test_many_tiles, machine)
     for op in ops:
         for dtype in simt.dtypes(op):
@@ -126,7 +127,7 @@ def cuda_checks(job: dict) -> Iterator[Check]:
             for kind in ("forward", "input_grad", "weight_grad"):
                 yield f"{case} {kind}", lambda case=case, kind=kind: patched(many_tiles, case, kind)
     families = {"mask_bits": ("pack", "unpack", "count"), "topk_mask": ("topk",), "masked_linear": ("linear",)}
-    families["masked_conv2d"] = ("conv",)
+    families |= {"masked_conv2d": ("conv",), "packed_linear": ("packed_linear",)}
     for unit in job["units"]:
         for name in dir(large):
             if name.startswith(tuple(f"test_{family}" for family in families[unit])):
