@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseprune.ops import (
+    choice,
     group_topk_mask,
     mask_bits,
     masked_conv2d,

@@ -6,8 +6,6 @@ gradient is written with the other two.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -216,13 +214,8 @@ _forward = backends.register(
     "(Tensor x, Tensor weight, Tensor words, Tensor? bias, "
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     FORWARD,
-<<<<<<< HEAD
-    lambda x, weight, words, bias, stride, padding, dilation, groups: x.new_empty(
-        x.shape[0], weight.shape[0], *output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-=======
     lambda x, weight, words, bias, stride, padding, dilation, groups: _empty_like(
         x, (x.shape[0], weight.shape[0], *output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation))
->>>>>>> 7328f97 (Choose each product by a cost model, and say why: calibrate, explain; dense products read owned weights directly)
     ),
     strided=True,
     choose=choose("masked_conv2d"),
