@@ -69,9 +69,7 @@ def reference(run: Callable[..., Any]) -> Implementation:
     return Implementation(run, lambda *_: None)
 
 
-def native(
-    op: str, preferred: Callable[..., bool] = always, *, halves: bool = False, gpu: bool = True
-) -> Implementation:
+def native(op: str, *, halves: bool = False, gpu: bool = True) -> Implementation:
     """The C++ (CPU) or CUDA (GPU) kernel ``sparseprune_native::<op>``.
 
     Args:
@@ -88,10 +86,10 @@ def native(
             return f"there is no native kernel for device type {', '.join(sorted(others))!r}"
         return native_libraries.refusal(devices(found), dtypes(found) - (HALVES if halves else set()))
 
-    return Implementation(run, refusal, preferred)
+    return Implementation(run, refusal)
 
 
-def triton(module: str, op: str, preferred: Callable[..., bool] | None = None) -> Implementation:
+def triton(module: str, op: str) -> Implementation:
     """The launcher ``op`` of ``sparseprune.kernels.<module>``; "auto" takes it on a GPU only, not interpreted."""
 
     def run(*args: Any) -> Any:
@@ -103,7 +101,7 @@ def triton(module: str, op: str, preferred: Callable[..., bool] | None = None) -
     def on_gpu(*args: Any) -> bool:
         return devices(tensors(args)) == {"cuda"}
 
-    return Implementation(run, refusal, preferred or on_gpu)
+    return Implementation(run, refusal, on_gpu)
 
 
 @cache
