@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SPREAD := --numprocesses auto --maxprocesses 4
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh csrc/*/*.h csrc/include/sparseprune/*.h csrc/include/sparseprune/*/*.h)
 
 .PHONY: setup prune test wheel-test sanitize lint bench clean
@@ -28,7 +29,7 @@ prune: setup
 	$(BIN)/sparseprune report runs/lenet-snip --out runs/lenet-snip/report.png
 
 test: setup
-	$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest tests $(SPREAD) --dist loadfile
 
 # The wheel as a stranger gets it: built, installed into a fresh environment, tested from another folder.
 wheel-test: setup
@@ -38,7 +39,7 @@ wheel-test: setup
 	build/wheel-venv/bin/python -m pip install --quiet "torch==2.13.0"
 	build/wheel-venv/bin/python -m pip install --quiet build/wheel/*.whl pytest hypothesis
 	cd / && $(CURDIR)/build/wheel-venv/bin/python -m pytest -q -p no:cacheprovider --rootdir $(CURDIR)/tests \
-	    -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops/test_topk_mask.py $(CURDIR)/tests/test_pruning.py
+	    -c $(CURDIR)/pyproject.toml $(CURDIR)/tests/ops/test_packed.py $(CURDIR)/tests/test_pruning.py
 	cd / && $(CURDIR)/build/wheel-venv/bin/sparseprune info
 
 # The CPU kernels under AddressSanitizer and UBSan: the tests of the ops again, on a build in a folder of its own.
@@ -47,9 +48,9 @@ sanitize: setup
 	rm -rf build/sanitize
 	SPARSEPRUNE_SANITIZE=address,undefined SPARSEPRUNE_CUDA=0 $(BIN)/python setup.py -q build --build-lib build/sanitize
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q -p no:cacheprovider \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q -p no:cacheprovider $(SPREAD) \
 	    tests/ops/test_native_blocks.py tests/ops/test_topk_mask.py tests/ops/test_topk_shards.py \
-	    tests/ops/test_contract.py -k "not triton and not opcheck"
+	    tests/ops/test_packed.py tests/ops/test_contract.py -k "not triton and not opcheck"
 
 lint: setup
 	$(BIN)/python -m ruff check .
