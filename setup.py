@@ -256,6 +256,7 @@ setup(
     packages=[*find_packages(include=["sparseprune", "sparseprune.*"]), "sparseprune.kernels"],
     package_dir={"sparseprune.kernels": "kernels"},
     include_package_data=False,
+    package_data={"sparseprune.ops": ["costs.json"]},
     ext_modules=[Extension("sparseprune._C", sources=["csrc/python/module.cpp"])],
     cmdclass={"build_ext": Build},
 )

@@ -45,8 +45,10 @@ from .nn import SparseLinear as SparseLinear
 from .nn import dense_gradients as dense_gradients
 from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
+from .nn import explain as explain
 from .nn import held_masks as held_masks
 from .nn import sparsify as sparsify
+from .ops.calibration import calibrate as calibrate
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
 from .ops.group_topk_mask import group_topk_mask as group_topk_mask
 from .ops.masked_conv2d import masked_conv2d as masked_conv2d

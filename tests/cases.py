@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseprune.ops import (
+    choice,
     group_topk_mask,
     mask_bits,
     masked_conv2d,
@@ -146,7 +147,7 @@ def linear_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any
 def conv_inputs(kind: str, case: str) -> Callable[[torch.dtype, str], list[Any]]:
     batch, n_in, n_out, size, kernel, stride, padding, dilation, groups, density = CONV[case]
     geometry = [list(stride), list(padding), list(dilation), groups]
-    out = masked_conv2d.output_size(size, kernel, stride, padding, dilation)
+    out = choice.output_size(size, kernel, stride, padding, dilation)
 
     def make(dtype: torch.dtype, device: str) -> list[Any]:
         weight, words = weight_and_words((n_out, n_in // groups, *kernel), density, dtype, device)

@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on a busy machine threads that spin for tiny tensors cost minutes
 
+os.environ.setdefault("SPARSEPRUNE_COSTS", "shipped")  # the same choices whatever this machine was calibrated to
+
 import torch
 
 if not torch.cuda.is_available():

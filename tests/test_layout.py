@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sparseprune"
 # part -> the parts of ours that it may import. Read it as the drawing of the design: arrows only point down.
 ARROWS = {
     "files": set(),
-    "ops": set(),
+    "ops": {"files"},
     "masks": {"ops", "files"},
     "schedules": set(),
     "allocation": set(),
@@ -45,7 +45,8 @@ PUBLIC = (
     "OBD OBS QuadraticSNIP RelativeMagnitude Shares SignPreserved Skeletonization SynapticSaliency Taylor "
     "KarninSensitivity Trajectory VarianceNullity linear_error one_shot linear exponential cubic uniform erk topk_mask "
     "Product kth_value quantile straight_through_topk distributed_topk_mask group_topk_mask NM "
-    "masked_linear masked_conv2d packed_linear packed_conv2d pack_values unpack_values SparseLinear SparseConv2d sparsify densify held_masks dense_gradients attach"
+    "masked_linear masked_conv2d packed_linear packed_conv2d pack_values unpack_values SparseLinear SparseConv2d sparsify "
+    "densify held_masks dense_gradients attach explain calibrate"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")
 CPU_OPS = (*OPS, "group_topk_mask")

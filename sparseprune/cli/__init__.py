@@ -1,4 +1,4 @@
-"""The ``sparseprune`` command: prune, train, report, analyze, info."""
+"""The ``sparseprune`` command: prune, train, report, analyze, explain, calibrate, info."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, info, prune, report, train
+from . import analyze, explain, info, prune, report, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +19,8 @@ app.command("prune")(prune.command)
 app.command("train")(train.command)
 app.command("report")(report.command)
 app.command("analyze")(analyze.command)
+app.command("explain")(explain.command)
+app.command("calibrate")(explain.calibrate_command)
 app.command("info")(info.command)
 
 

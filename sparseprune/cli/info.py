@@ -55,19 +55,20 @@ def collect() -> dict[str, Any]:
     """All facts, as JSON can hold them; what this installation lacks says so."""
     import torch
 
-    from ..ops import native
+    from ..ops import costs, native
 
     return {
         "sparseprune": importlib.metadata.version("sparseprune"),
         "python": f"{platform.python_version()} ({sys.executable})",
         "packages": {name: _version(name) for name in PACKAGES},
         "system": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": costs.cpu_name(),
         "cpus usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch cpu level": torch.backends.cpu.get_cpu_capability(),
         "cuda devices": _cuda_devices(),
         "build": _build_info(),
+        "cost constants": str(costs.source()[0]),
         "libraries": {device: reason or "loaded" for device, reason in native.loaded().items()},
         "backends on cpu": _backends("cpu"),
         **({"backends on cuda": _backends("cuda")} if torch.cuda.is_available() else {}),
@@ -80,15 +81,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _cuda_devices() -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.bitmask import BitMask
+
+if TYPE_CHECKING:
+    from .explain import Explanation
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -101,6 +105,12 @@ class SparseLayer(nn.Module):
     def density(self) -> float:
         """Kept / all."""
         return self.mask.density
+
+    def explain(self, input_shape: Sequence[int], *, measured: bool = False) -> list[Explanation]:
+        """Which implementation runs forward and both gradients for an input of this shape, and why: see ``explain``."""
+        from .explain import explain  # which knows this class
+
+        return explain(self, input_shape, measured=measured)
 
     def reset_parameters(self) -> None:
         """Draw the weights anew; the mask stays."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.backends import Call
 from ..ops.bitmask import BitMask
-from ..ops.masked_conv2d import masked_conv2d
+from ..ops.masked_conv2d import masked_conv2d, products
 from .base import SparseLayer, checked
 from .dense_gradients import watched_weight
 
@@ -53,11 +56,19 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """x ([N,] in_channels, H, W) -> y ([N,] out_channels, H', W')."""
-        padding = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = 0
+        input, padding = self._padded(input)
         options = (self.stride, padding, self.dilation, self.groups)
         if self.dense_gradient is not None:
             return F.conv2d(input, watched_weight(self), self.bias, *options)
         return masked_conv2d(input, self.weight, self.weight_mask, self.bias, *options)
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Any]:
+        """The input with what zeros do not pad, and the padding that is left."""
+        if self.padding_mode == "zeros":
+            return input, self.padding
+        return F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+
+    def _products(self, input: Tensor) -> list[Call]:
+        input, padding = self._padded(input.unsqueeze(0) if input.dim() == 3 else input)
+        options = (self.stride, padding, self.dilation, self.groups)
+        return products(input, self.weight, self.weight_mask, self.bias, *options)

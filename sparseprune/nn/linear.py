@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.backends import Call
 from ..ops.bitmask import BitMask
-from ..ops.masked_linear import masked_linear
+from ..ops.masked_linear import masked_linear, products
 from .base import SparseLayer, checked
 from .dense_gradients import watched_weight
 
@@ -49,3 +50,6 @@ class SparseLinear(SparseLayer, nn.Linear):
         if self.dense_gradient is not None:
             return F.linear(input, watched_weight(self), self.bias)
         return masked_linear(input, self.weight, self.weight_mask, self.bias)
+
+    def _products(self, input: Tensor) -> list[Call]:
+        return products(input.reshape(-1, self.in_features), self.weight, self.weight_mask, self.bias)

@@ -28,11 +28,6 @@ def always(*_: Any) -> bool:
     return True
 
 
-def never(*_: Any) -> bool:
-    """The preference of an implementation that has not been shown to be faster than the next one."""
-    return False
-
-
 class Implementation(NamedTuple):
     """One way to compute an op.
 
@@ -43,6 +38,14 @@ class Implementation(NamedTuple):
     run: Callable[..., Any]
     refusal: Callable[..., str | None]
     preferred: Callable[..., bool] = always
+
+
+class Call(NamedTuple):
+    """One call of an op: its name, its implementations and its arguments but for the backend."""
+
+    op: str
+    implementations: Mapping[str, Implementation]
+    args: tuple[Any, ...]
 
 
 def call(op: str, implementations: Mapping[str, Implementation], backend: str, *args: Any) -> Any:
@@ -139,10 +142,12 @@ def register(
     implementations: Mapping[str, Implementation],
     fake: Callable[..., Any],
     strided: bool = False,
+    choose: Callable[..., str] | None = None,
 ) -> Any:
     """Define ``sparseprune::<op>`` and return its overload; the last argument of ``schema`` must be ``str backend``.
 
-    Implementations are given contiguous tensors, unless they are ``strided`` and take any.
+    Implementations are given contiguous tensors, unless they are ``strided`` and take any. ``choose(*args)`` names the
+    one that "auto" takes, where that is not the first that suits.
 
     One operator serves all backends, so one fake describes them all. The choice is made when the operator runs, on
     real tensors and outside of Dynamo.
@@ -150,7 +155,15 @@ def register(
     name = f"sparseprune::{op}"
     torch.library.define(name, schema)
     ready = list if strided else contiguous
-    torch.library.impl(name, "default", lambda *args: call(op, implementations, args[-1], *ready(args[:-1])))
+
+    def run(*args: Any) -> Any:
+        *given, backend = args
+        given = ready(given)
+        if backend == "auto" and choose is not None:
+            return implementations[choose(*given)].run(*given)
+        return call(op, implementations, backend, *given)
+
+    torch.library.impl(name, "default", run)
     torch.library.register_fake(name, lambda *args: fake(*args[:-1]))
     return getattr(torch.ops.sparseprune, op).default
 
@@ -165,6 +178,11 @@ def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
         return [x, *others]
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
+
+
+def is_recorded() -> bool:
+    """Must a call go through its ``autograd.Function``? That costs 50 us, as much as a small layer."""
+    return torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
 
 
 def vmap_by_loop(function: Any, info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:

@@ -6,7 +6,6 @@ gradient is written with the other two.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import backends
+from .backends import Implementation
 from .bitmask import BitMask, packed
-from .masked_linear import check_operands, masked, sparse_pays
+from .choice import choose, layout_of, output_size
+from .masked_linear import check_operands, masked, masked_, zeroed
 
 
 def masked_conv2d(
@@ -40,7 +41,7 @@ def masked_conv2d(
         bias: (out,) or None.
         stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; padding is with zeros, and may be
             "valid" or (for stride 1) "same".
-        backend: "auto", "native", "triton" or "reference".
+        backend: "auto", "native", "triton", "dense" or "reference".
 
     Returns:
         (N, out, H', W') or (out, H', W'), with H' = floor((H + 2 ph - dh (kh - 1) - 1) / sh) + 1.
@@ -57,7 +58,11 @@ def masked_conv2d(
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = _MaskedConv2d.apply(batch, weight, packed(mask, weight), bias, geometry, backend)
+    words = packed(mask, weight)
+    if backends.is_recorded():
+        y = _MaskedConv2d.apply(batch, weight, words, bias, geometry, backend)
+    else:
+        y = _forward(batch, weight, words, bias, *geometry, backend)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -117,15 +122,9 @@ def _check(x: Tensor, weight: torch.Size, stride: Any, padding: Any, dilation: A
         )
 
 
-def output_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-    return [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, k, s, p, d in zip(size, kernel, stride, padding, dilation, strict=True)
-    ]
-
-
 def forward_reference(x, weight, words, bias, stride, padding, dilation, groups):
-    return F.conv2d(x, masked(weight, words), bias, stride, padding, dilation, groups)
+    y = F.conv2d(x, masked(weight, words), bias, stride, padding, dilation, groups)
+    return y.contiguous(memory_format=layout_of(x))
 
 
 def convolution_backward(grad, x, weight, stride, padding, dilation, groups, output_mask):
@@ -137,7 +136,8 @@ def convolution_backward(grad, x, weight, stride, padding, dilation, groups, out
 def input_grad_reference(grad, weight, words, input_size, stride, padding, dilation, groups):
     shape = grad.new_empty(1).expand(input_size)  # only its shape is used
     geometry = (stride, padding, dilation, groups)
-    return convolution_backward(grad, shape, masked(weight, words), *geometry, [True, False, False])[0].contiguous()
+    dx = convolution_backward(grad, shape, masked(weight, words), *geometry, [True, False, False])[0]
+    return dx.contiguous(memory_format=layout_of(grad))
 
 
 def weight_grad_reference(grad, x, words, weight_size, stride, padding, dilation, groups):
@@ -146,33 +146,66 @@ def weight_grad_reference(grad, x, words, weight_size, stride, padding, dilation
     return masked(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
 
 
-# Where the sparse kernels beat F.conv2d on torch.where(m, W, 0): forward and backward, one Zen 5 core with AVX-512.
-# 3x3, 256 channels at 14x14, batch 8: 0.95x at density 0.5, 1.5x at 0.3, 3.1x at 0.1, 5.8x at 0.02; other shapes of a
-# ResNet-50 are between 1.3x and 1.9x at 0.3. On a GPU nothing is measured yet, so the vendor's convolution is taken.
-DENSITY = 0.35
+def _empty_like(tensor: Tensor, size: Any) -> Tensor:
+    """New, in the layout of ``tensor``."""
+    return torch.empty(size, dtype=tensor.dtype, device=tensor.device, memory_format=layout_of(tensor))
 
 
-def _pays(x: Tensor, weight: Tensor, words: Tensor, *_: Any) -> bool:
-    return sparse_pays(x, words, math.prod(weight.shape[1:]), DENSITY)
+def _dense_forward(x, weight, words, bias, *geometry):
+    return F.conv2d(x, zeroed(weight, words), bias, *geometry).contiguous(memory_format=layout_of(x))
 
 
-def _weight_grad_pays(grad: Tensor, x: Tensor, words: Tensor, weight_size: Any, *_: Any) -> bool:
-    return sparse_pays(grad, words, math.prod(weight_size[1:]), DENSITY)
+def _dense_input_grad(grad, weight, words, input_size, *geometry):
+    shape = grad.new_empty(1).expand(input_size)
+    dx = convolution_backward(grad, shape, zeroed(weight, words), *geometry, [True, False, False])[0]
+    return dx.contiguous(memory_format=layout_of(grad))
+
+
+def _dense_weight_grad(grad, x, words, weight_size, *geometry):
+    shape = grad.new_empty(1).expand(weight_size)
+    return masked_(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+
+
+def _on_contiguous(kernel: Implementation, keeps_layout: bool = True) -> Implementation:
+    """A kernel of ours, which knows one layout; the result is in that of the first argument."""
+
+    def run(*args: Any) -> Tensor:
+        result = kernel.run(*backends.contiguous(args))
+        return result.contiguous(memory_format=layout_of(args[0])) if keeps_layout else result
+
+    return kernel._replace(run=run)
+
+
+def products(
+    x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> list[backends.Call]:
+    """The calls of forward, input gradient and weight gradient for x (N, in, H, W); the gradient of y is ones."""
+    x, geometry = resolve(x, weight.shape, stride, padding, dilation, groups)
+    size = output_size(x.shape[2:], weight.shape[2:], *geometry[:3])
+    grad = _empty_like(x, (x.shape[0], weight.shape[0], *size)).fill_(1)
+    return [
+        backends.Call("masked_conv2d", FORWARD, (x, weight, words, bias, *geometry)),
+        backends.Call("masked_conv2d_input_grad", INPUT_GRAD, (grad, weight, words, list(x.shape), *geometry)),
+        backends.Call("masked_conv2d_weight_grad", WEIGHT_GRAD, (grad, x, words, list(weight.shape), *geometry)),
+    ]
 
 
 FORWARD = {
-    "native": backends.native("masked_conv2d", _pays),
-    "triton": backends.triton("masked_conv2d", "masked_conv2d", backends.never),
+    "native": _on_contiguous(backends.native("masked_conv2d")),
+    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d")),
+    "dense": backends.reference(_dense_forward),
     "reference": backends.reference(forward_reference),
 }
 INPUT_GRAD = {
-    "native": backends.native("masked_conv2d_input_grad", _pays),
-    "triton": backends.triton("masked_conv2d", "masked_conv2d_input_grad", backends.never),
+    "native": _on_contiguous(backends.native("masked_conv2d_input_grad")),
+    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_input_grad")),
+    "dense": backends.reference(_dense_input_grad),
     "reference": backends.reference(input_grad_reference),
 }
 WEIGHT_GRAD = {
-    "native": backends.native("masked_conv2d_weight_grad", _weight_grad_pays),
-    "triton": backends.triton("masked_conv2d", "masked_conv2d_weight_grad", backends.never),
+    "native": _on_contiguous(backends.native("masked_conv2d_weight_grad"), keeps_layout=False),
+    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_weight_grad"), keeps_layout=False),
+    "dense": backends.reference(_dense_weight_grad),
     "reference": backends.reference(weight_grad_reference),
 }
 
@@ -181,16 +214,20 @@ _forward = backends.register(
     "(Tensor x, Tensor weight, Tensor words, Tensor? bias, "
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     FORWARD,
-    lambda x, weight, words, bias, stride, padding, dilation, groups: x.new_empty(
-        x.shape[0], weight.shape[0], *output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    lambda x, weight, words, bias, stride, padding, dilation, groups: _empty_like(
+        x, (x.shape[0], weight.shape[0], *output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation))
     ),
+    strided=True,
+    choose=choose("masked_conv2d"),
 )
 _input_grad = backends.register(
     "masked_conv2d_input_grad",
     "(Tensor grad, Tensor weight, Tensor words, SymInt[] input_size, "
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     INPUT_GRAD,
-    lambda grad, weight, words, input_size, *_: grad.new_empty(input_size),
+    lambda grad, weight, words, input_size, *_: _empty_like(grad, input_size),
+    strided=True,
+    choose=choose("masked_conv2d_input_grad"),
 )
 _weight_grad = backends.register(
     "masked_conv2d_weight_grad",
@@ -198,16 +235,15 @@ _weight_grad = backends.register(
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     WEIGHT_GRAD,
     lambda grad, x, words, weight_size, *_: x.new_empty(weight_size),
+    strided=True,
+    choose=choose("masked_conv2d_weight_grad"),
 )
 
 
 class _MaskedConv2d(Function):
     @staticmethod
     def forward(x, weight, words, bias, geometry, backend):
-        y = _forward(x, weight, words, bias, *geometry, backend)
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            return y.contiguous(memory_format=torch.channels_last)
-        return y
+        return _forward(x, weight, words, bias, *geometry, backend)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -14,7 +14,8 @@ from torch.autograd import Function
 
 from . import backends
 from .bitmask import BitMask
-from .masked_conv2d import DENSITY, convolution_backward, output_size, resolve
+from .choice import choose_packed, conv_work, output_size
+from .masked_conv2d import convolution_backward, resolve
 from .packed_values import check_packed, kept_slots, scattered
 
 
@@ -84,32 +85,35 @@ def values_grad_reference(grad, x, words, kept, kernel, stride, padding, dilatio
     return kept_slots(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1], words)
 
 
-def _pays(words: Tensor, kept: int, channels: int, kernel: list[int], groups: int) -> bool:
-    return words.device.type == "cpu" and kept <= DENSITY * math.prod(_weight_shape(words, channels, kernel, groups))
+def _choose(op, image, x, words, kernel, *geometry, kept):
+    if image.device.type != "cpu":
+        return "reference"
+    weight = _weight_shape(words, x[1], kernel, geometry[-1])
+    return choose_packed(conv_work(op, image, x, weight, geometry, kept))
 
 
-def _forward_pays(x, values, words, bias, kernel, stride, padding, dilation, groups):
-    return _pays(words, values.numel(), x.shape[1], kernel, groups)
+def _choose_forward(x, values, words, bias, *rest):
+    return _choose("masked_conv2d", x, x.shape, words, *rest, kept=len(values))
 
 
-def _input_grad_pays(grad, values, words, input_size, kernel, stride, padding, dilation, groups):
-    return _pays(words, values.numel(), input_size[1], kernel, groups)
+def _choose_input_grad(grad, values, words, input_size, *rest):
+    return _choose("masked_conv2d_input_grad", grad, input_size, words, *rest, kept=len(values))
 
 
-def _values_grad_pays(grad, x, words, kept, kernel, stride, padding, dilation, groups):
-    return _pays(words, kept, x.shape[1], kernel, groups)
+def _choose_values_grad(grad, x, words, kept, *rest):
+    return _choose("masked_conv2d_weight_grad", grad, x.shape, words, *rest, kept=kept)
 
 
 FORWARD = {
-    "native": backends.native("packed_conv2d", _forward_pays, gpu=False),
+    "native": backends.native("packed_conv2d", gpu=False),
     "reference": backends.reference(forward_reference),
 }
 INPUT_GRAD = {
-    "native": backends.native("packed_conv2d_input_grad", _input_grad_pays, gpu=False),
+    "native": backends.native("packed_conv2d_input_grad", gpu=False),
     "reference": backends.reference(input_grad_reference),
 }
 VALUES_GRAD = {
-    "native": backends.native("packed_conv2d_values_grad", _values_grad_pays, gpu=False),
+    "native": backends.native("packed_conv2d_values_grad", gpu=False),
     "reference": backends.reference(values_grad_reference),
 }
 
@@ -121,6 +125,7 @@ _forward = backends.register(
     lambda x, values, words, bias, kernel, stride, padding, dilation, groups: x.new_empty(
         x.shape[0], words.shape[0], *output_size(x.shape[2:], kernel, stride, padding, dilation)
     ),
+    choose=_choose_forward,
 )
 _input_grad = backends.register(
     "packed_conv2d_input_grad",
@@ -128,6 +133,7 @@ _input_grad = backends.register(
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     INPUT_GRAD,
     lambda grad, values, words, input_size, *_: grad.new_empty(input_size),
+    choose=_choose_input_grad,
 )
 _values_grad = backends.register(
     "packed_conv2d_values_grad",
@@ -135,6 +141,7 @@ _values_grad = backends.register(
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     VALUES_GRAD,
     lambda grad, x, words, kept, *_: x.new_empty(kept),
+    choose=_choose_values_grad,
 )
 
 

@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from . import backends
 from .bitmask import BitMask
-from .masked_linear import DENSITY, SMALL_BATCH
+from .choice import choose_packed, linear_work
 from .packed_values import check_packed, kept_slots, scattered
 
 
@@ -57,56 +57,55 @@ def values_grad_reference(grad: Tensor, x: Tensor, words: Tensor, kept: int) -> 
     return kept_slots(grad.t() @ x, words)
 
 
+FORWARD = {"native": backends.native("packed_linear"), "reference": backends.reference(forward_reference)}
+INPUT_GRAD = {
+    "native": backends.native("packed_linear_input_grad", gpu=False),
+    "reference": backends.reference(input_grad_reference),
+}
+VALUES_GRAD = {
+    "native": backends.native("packed_linear_values_grad", gpu=False),
+    "reference": backends.reference(values_grad_reference),
+}
+
+
 # On a GPU, where the alternative writes and reads the dense weight, of which the kernel reads the survivors alone; not
 # measured.
 SMALL_GPU_BATCH = 16
 
 
-def _pays(rows: Tensor, words: Tensor, columns: int, kept: int) -> bool:
-    small = rows.shape[0] <= SMALL_BATCH
-    return rows.device.type == "cpu" and (small or kept <= DENSITY * words.shape[0] * columns)
-
-
-def _forward_pays(x: Tensor, values: Tensor, words: Tensor, _: Tensor | None) -> bool:
+def _choose_forward(x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> str:
     if x.device.type == "cuda":
-        return x.shape[0] <= SMALL_GPU_BATCH
-    return _pays(x, words, x.shape[1], values.numel())
+        takes = x.shape[0] <= SMALL_GPU_BATCH and FORWARD["native"].refusal(x, values, words, bias) is None
+        return "native" if takes else "reference"
+    return _choose("masked_linear", x, words, x.shape[1], len(values))
 
 
-FORWARD = {
-    "native": backends.native("packed_linear", _forward_pays),
-    "reference": backends.reference(forward_reference),
-}
-INPUT_GRAD = {
-    "native": backends.native(
-        "packed_linear_input_grad", lambda g, v, words, n: _pays(g, words, n, v.numel()), gpu=False
-    ),
-    "reference": backends.reference(input_grad_reference),
-}
-VALUES_GRAD = {
-    "native": backends.native(
-        "packed_linear_values_grad", lambda _, x, words, kept: _pays(x, words, x.shape[1], kept), gpu=False
-    ),
-    "reference": backends.reference(values_grad_reference),
-}
+def _choose(op: str, rows: Tensor, words: Tensor, columns: int, kept: int) -> str:
+    if rows.device.type != "cpu":
+        return "reference"
+    return choose_packed(linear_work(op, rows, (words.shape[0], columns), kept))
+
 
 _forward = backends.register(
     "packed_linear",
     "(Tensor x, Tensor values, Tensor words, Tensor? bias, str backend) -> Tensor",
     FORWARD,
     lambda x, values, words, bias: x.new_empty(x.shape[0], words.shape[0]),
+    choose=_choose_forward,
 )
 _input_grad = backends.register(
     "packed_linear_input_grad",
     "(Tensor grad, Tensor values, Tensor words, SymInt columns, str backend) -> Tensor",
     INPUT_GRAD,
     lambda grad, values, words, columns: grad.new_empty(grad.shape[0], columns),
+    choose=lambda grad, values, words, n: _choose("masked_linear_input_grad", grad, words, n, len(values)),
 )
 _values_grad = backends.register(
     "packed_linear_values_grad",
     "(Tensor grad, Tensor x, Tensor words, SymInt kept, str backend) -> Tensor",
     VALUES_GRAD,
     lambda grad, x, words, kept: x.new_empty(kept),
+    choose=lambda grad, x, words, kept: _choose("masked_linear_weight_grad", grad, words, x.shape[1], kept),
 )
 
 

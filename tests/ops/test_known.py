@@ -1,0 +1,92 @@
+"""What is remembered of masks and weights is what is true of them, also after they changed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparseprune import BitMask, masked_linear
+from sparseprune.ops import known
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often something was looked up."""
+    calls = []
+    for name in ("count_mask", "_look"):
+        real = getattr(known, name)
+        monkeypatch.setattr(known, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
+    return calls
+
+
+def test_kept_is_counted_once_for_each_change(counted):
+    keep = torch.rand(7, 90) < 0.3
+    words = BitMask.from_bool(keep).words
+    assert [known.count_kept(words) for _ in range(3)] == [int(keep.sum())] * 3
+    words.copy_(BitMask.ones((7, 90)).words)
+    assert [known.count_kept(words) for _ in range(3)] == [630] * 3
+    assert counted == ["count_mask"] * 2
+
+
+@pytest.mark.parametrize("shape", [(3, 70), (300, 1100), (5, 2, 3, 3), (0, 4), (4, 0), (1, 1)])
+@pytest.mark.parametrize("value", [1e-45, float("nan"), -float("inf")])
+def test_one_value_outside_is_seen_wherever_it_is(shape, value, monkeypatch):
+    monkeypatch.setattr(known, "CHUNK", 1 << 12)
+    keep = torch.rand(shape) < 0.5
+    words = BitMask.from_bool(keep).words
+    for at in [None, *(~keep).nonzero()[[0, -1]].tolist()] if keep.numel() > 1 else [None]:
+        weight = torch.where(keep, torch.randn(shape), -0.0)
+        if at is not None:
+            weight[tuple(at)] = value
+        assert known.is_zero_outside(weight, words) is (at is None)
+
+
+def test_zeros_are_looked_for_once_for_each_change(counted):
+    weight, keep = torch.randn(4, 33), torch.eye(4, 33).bool()
+    weight *= keep
+    words, other = (BitMask.from_bool(m).words for m in (keep, ~keep))
+    assert [known.is_zero_outside(weight, words) for _ in range(3)] == [True] * 3
+    weight[0, 1] = 1
+    assert [known.is_zero_outside(weight, words) for _ in range(3)] == [False] * 3
+    assert known.is_zero_outside(weight, other) is False
+    words.fill_(-1)
+    assert known.is_zero_outside(weight, words) is True
+    weight.data = torch.full((4, 33), 2.0)
+    words[0] = 0
+    assert known.is_zero_outside(weight, words) is False
+    assert counted == ["_look"] * 5
+
+
+def test_another_mask_at_the_same_address_is_another_mask():
+    weight = torch.eye(4, 33)
+    for keep in (torch.eye(4, 33).bool(), torch.zeros(4, 33, dtype=torch.bool)) * 3:
+        assert known.is_zero_outside(weight, BitMask.from_bool(keep).words) is bool(keep.any())
+
+
+def test_new_storage_under_the_same_version():
+    weight, words = torch.zeros(4, 33), BitMask.zeros((4, 33)).words
+    assert known.is_zero_outside(weight, words)
+    version = weight._version
+    weight.data = torch.ones(4, 33)
+    assert weight._version == version and not known.is_zero_outside(weight, words)
+
+
+def test_inference_tensors_have_no_version():
+    with torch.inference_mode():
+        weight, words = torch.zeros(4, 33), BitMask.zeros((4, 33)).words
+        assert known.is_zero_outside(weight, words) and known.count_kept(words) == 0
+        weight[1, 1], words[1, 0] = 1, 1
+        assert not known.is_zero_outside(weight, words) and known.count_kept(words) == 1
+
+
+def test_a_step_looks_once(counted):
+    weight = torch.nn.Parameter(torch.eye(64))
+    mask = BitMask.from_bool(torch.eye(64).bool())
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    for _ in range(2):
+        masked_linear(torch.randn(16, 64, requires_grad=True), weight, mask, backend="auto").sum().backward()
+        for backend in ("dense", "onednn"):
+            masked_linear(torch.randn(16, 64, requires_grad=True), weight, mask, backend=backend).sum().backward()
+        optimizer.step()
+        assert torch.equal(weight != 0, mask.to_bool())
+    assert counted.count("_look") == 2 and counted.count("count_mask") == 1
