@@ -47,6 +47,7 @@ from .nn import dense_state_dict as dense_state_dict
 from .nn import densify as densify
 from .nn import explain as explain
 from .nn import held_masks as held_masks
+from .nn import set_storage as set_storage
 from .nn import sparsify as sparsify
 from .ops.calibration import calibrate as calibrate
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask

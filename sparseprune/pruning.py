@@ -68,6 +68,8 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
                 f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
                 f"{', '.join(n for n, _ in layers)}"
             )
+    if packed := [n for n, m in layers if "weight_values" in m._parameters]:
+        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
     found: dict[str, nn.Parameter] = {}
     seen = set(spared)
     for name, module in layers:

@@ -10,3 +10,4 @@ from .explain import explain as explain
 from .linear import SparseLinear as SparseLinear
 from .state import dense_state_dict as dense_state_dict
 from .state import held_masks as held_masks
+from .storage import set_storage as set_storage

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops.backends import Call
 from ..ops.bitmask import BitMask
 from ..ops.masked_conv2d import masked_conv2d, products
+from ..ops.packed_conv2d import packed_conv2d
 from .base import SparseLayer, checked
 from .dense_gradients import watched_weight
 
@@ -52,7 +53,12 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups)
         super().__init__(in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
-        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+        shape, device = self.weight.shape, self.weight.device
+        self._own(BitMask.ones(shape, device) if mask is None else checked(mask, shape, device))
+
+    @property
+    def dense_shape(self) -> torch.Size:
+        return torch.Size((self.out_channels, self.in_channels // self.groups, *self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """x ([N,] in_channels, H, W) -> y ([N,] out_channels, H', W')."""
@@ -60,6 +66,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         options = (self.stride, padding, self.dilation, self.groups)
         if self.dense_gradient is not None:
             return F.conv2d(input, watched_weight(self), self.bias, *options)
+        if self.storage == "packed":
+            mask = BitMask._trusted(self.weight_mask, self.dense_shape)
+            return packed_conv2d(input, self.weight_values, mask, self.bias, *options)
         return masked_conv2d(input, self.weight, self.weight_mask, self.bias, *options)
 
     def _padded(self, input: Tensor) -> tuple[Tensor, Any]:

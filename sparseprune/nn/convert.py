@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.bitmask import BitMask
-from .base import SparseLayer, checked, refusal, zero_outside
+from .base import SparseLayer, checked, refusal
 from .conv import SparseConv2d
+from .dense_gradients import sparse_weights
 from .linear import SparseLinear
+from .storage import check_packable, check_storage, set_masks, store, zero_state
 
 SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
 
@@ -29,7 +31,11 @@ class _Change(NamedTuple):
 
 
 def sparsify(
-    model: ModelT, masks: Mapping[str, BitMask | Tensor], *, optimizer: torch.optim.Optimizer | None = None
+    model: ModelT,
+    masks: Mapping[str, BitMask | Tensor],
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    storage: str | None = None,
 ) -> ModelT:
     """Hold masks in a model: in place, and the model is returned.
 
@@ -44,13 +50,15 @@ def sparsify(
     ...) becomes zero at pruned slots, and a slot brought back starts with zero state. LBFGS mixes all
     entries, so its history is dropped. An optimizer whose update mixes the entries of one weight (Muon)
     leaves non-zero values in pruned slots; they are never read, and :func:`densify` and ``set_mask`` clear
-    them.
+    them. Of packed weights, the state of the slots that stay goes with them.
 
     Args:
         model: the model; a single layer, too.
         masks: parameter name, as in ``model.named_parameters()`` -> BitMask or bool tensor of the weight's
             shape, on its device; True = keep. Usually ``Masks``.
         optimizer: the optimizer of the model's parameters.
+        storage: "owned", "overlay" or "packed" for the layers that get a mask, see :func:`set_storage`; None leaves
+            sparse layers as they are, and dense ones become owned.
 
     Returns:
         ``model``.
@@ -59,26 +67,36 @@ def sparsify(
         TypeError: a mask is neither a BitMask nor a bool tensor, or ``optimizer`` is no torch optimizer.
         ValueError: a name is unknown or is not the weight of a plain ``nn.Linear`` or ``nn.Conv2d``
             (subclasses may use the weight in ways of their own, so they are refused), a shape or device
-            differs, masks of tied weights disagree, or ``optimizer`` holds none of the weights. Nothing is
-            changed then.
+            differs, masks of tied weights disagree, ``optimizer`` holds none of the weights, or ``storage`` cannot be
+            had. Nothing is changed then.
     """
     changes = _plan(model, masks)
+    if storage is not None:
+        check_storage(storage)
+        for change in changes:
+            check_packable(change.layers, storage)
     if optimizer is not None:
         _check_optimizer(optimizer, changes)
     for change in changes:
-        held = change.mask
-        for layer in change.layers:
-            if isinstance(layer, SparseLayer):
-                held = held & layer.mask
-        for layer in change.layers:
-            if isinstance(layer, SparseLayer):
-                layer.set_mask(change.mask)
-            else:
-                layer.__class__ = SPARSE_TYPES[type(layer)]
-                layer._own(change.mask)
-        if optimizer is not None:
-            zero_state(optimizer, change.weight, held)
+        _apply(change, storage, optimizer)
     return model
+
+
+def _apply(change: _Change, storage: str | None, optimizer: torch.optim.Optimizer | None) -> None:
+    held = [layer for layer in change.layers if isinstance(layer, SparseLayer)]
+    if held and storage == "overlay":  # before the mask takes any value away
+        store(held, storage, optimizer)
+    if held:
+        set_masks(held, change.mask, optimizer)
+    for layer in change.layers:
+        if not isinstance(layer, SparseLayer):
+            layer.__class__ = SPARSE_TYPES[type(layer)]
+            layer.storage = held[0].storage if held else "overlay" if storage == "overlay" else "owned"
+            layer._own(change.mask)
+    if not held and optimizer is not None and storage != "overlay":
+        zero_state(optimizer, change.weight, change.mask)
+    if storage is not None:
+        store(change.layers, storage, optimizer)
 
 
 def densify(model: ModelT) -> ModelT:
@@ -94,16 +112,21 @@ def densify(model: ModelT) -> ModelT:
     for name, layer in layers.items():
         if type(layer) not in SPARSE_TYPES.values():
             raise ValueError(f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}")
-    for layer in layers.values():
-        layer._zero_outside(layer.mask)
-        del layer.weight_mask
-        layer.__class__ = layer.dense_type
+    for group in sparse_weights(model, packed=True).values():
+        store(group, "owned", None)
+        for layer in group:
+            layer._zero_outside(layer.mask)
+            del layer.weight_mask
+            vars(layer).pop("storage", None)
+            layer.__class__ = layer.dense_type
     return model
 
 
 def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Change]:
     """Check everything, change nothing."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in list(parameters.items()):  # of packed layers
+        parameters.setdefault(name.removesuffix("_values"), parameter)
     holders: dict[nn.Parameter, list[tuple[str, nn.Module, str]]] = {}
     for path, module in model.named_modules():
         for key, parameter in module._parameters.items():
@@ -122,8 +145,9 @@ def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Chan
                     f"masks must name weights of nn.Linear or nn.Conv2d layers, got {name!r}, held by "
                     f"{_title(module)} {at}{tied}, {reason}; leave it out: prune(..., exclude=[{name!r}])"
                 )
-        mask = checked(mask, weight, f"masks[{name!r}]")
         layers = [module for _, module, _ in holders[weight]]
+        shape = layers[0].dense_shape if isinstance(layers[0], SparseLayer) else weight.shape
+        mask = checked(mask, shape, weight.device, f"masks[{name!r}]")
         first = changes.setdefault(weight, _Change(name, weight, mask, layers))
         if first.name != name and first.mask != mask:
             raise ValueError(f"masks of tied weights must be equal, got different ones for {first.name!r} and {name!r}")
@@ -132,7 +156,7 @@ def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Chan
 
 def _refusal(module: nn.Module, key: str) -> str | None:
     if isinstance(module, SparseLayer) or type(module) in SPARSE_TYPES:
-        return f"whose {key} is not its weight" if key != "weight" else refusal(module)
+        return f"whose {key} is not its weight" if key not in ("weight", "weight_values") else refusal(module)
     if isinstance(module, tuple(SPARSE_TYPES)):
         return "a subclass that may use its weight outside of our forward"
     return "a layer of another kind"
@@ -159,12 +183,3 @@ def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if changes and not any(id(change.weight) in held for change in changes):
         raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")
-
-
-def zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:
-    """Write zero into the optimizer's state of ``weight`` where ``mask`` prunes."""
-    if isinstance(optimizer, torch.optim.LBFGS):
-        optimizer.state.clear()
-        return
-    state = optimizer.state.get(weight, {})
-    zero_outside(mask, *(s for s in state.values() if isinstance(s, Tensor) and s.shape == weight.shape))

@@ -40,28 +40,35 @@ def dense_gradients(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def watch_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Let every backward add to the tensors returned, until ``unwatch_gradients``."""
     sums = {}
-    for name, layers in sparse_weights(model).items():
-        weight = layers[0].weight
-        sums[name] = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device)
+    for name, layers in sparse_weights(model, packed=True).items():
+        parameter = layers[0].parameter
+        sums[name] = torch.zeros(layers[0].dense_shape, dtype=parameter.dtype, device=parameter.device)
         for layer in layers:
             layer.dense_gradient = sums[name]
     return sums
 
 
 def unwatch_gradients(model: nn.Module) -> None:
-    for layers in sparse_weights(model).values():
+    for layers in sparse_weights(model, packed=True).values():
         for layer in layers:
             layer.__dict__.pop("dense_gradient", None)
 
 
-def sparse_weights(model: nn.Module) -> dict[str, list[SparseLayer]]:
-    """Parameter name -> the layers that hold it; more than one where weights are tied."""
+def sparse_weights(model: nn.Module, *, packed: bool = False) -> dict[str, list[SparseLayer]]:
+    """The weight's name -> the layers that hold it; more than one where weights are tied.
+
+    Raises:
+        ValueError: a layer is packed, and its user works on dense weights.
+    """
     holders: dict[nn.Parameter, list[SparseLayer]] = {}
     names: dict[nn.Parameter, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, SparseLayer):
-            holders.setdefault(module.weight, []).append(module)
-            names.setdefault(module.weight, f"{path}.weight" if path else "weight")
+            name = f"{path}.weight" if path else "weight"
+            if module.storage == "packed" and not packed:
+                raise ValueError(f"model must have dense weights, got {name!r} packed; set_storage(model, 'owned')")
+            holders.setdefault(module.parameter, []).append(module)
+            names.setdefault(module.parameter, name)
     return {names[weight]: layers for weight, layers in holders.items()}
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..ops.backends import Call
 from ..ops.bitmask import BitMask
 from ..ops.masked_linear import masked_linear, products
+from ..ops.packed_linear import packed_linear
 from .base import SparseLayer, checked
 from .dense_gradients import watched_weight
 
@@ -43,12 +44,20 @@ class SparseLinear(SparseLayer, nn.Linear):
         mask: BitMask | Tensor | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._own(BitMask.ones(self.weight.shape, self.weight.device) if mask is None else checked(mask, self.weight))
+        shape, device = self.weight.shape, self.weight.device
+        self._own(BitMask.ones(shape, device) if mask is None else checked(mask, shape, device))
+
+    @property
+    def dense_shape(self) -> torch.Size:
+        return torch.Size((self.out_features, self.in_features))
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> y (..., out_features)."""
         if self.dense_gradient is not None:
             return F.linear(input, watched_weight(self), self.bias)
+        if self.storage == "packed":
+            mask = BitMask._trusted(self.weight_mask, self.dense_shape)
+            return packed_linear(input, self.weight_values, mask, self.bias)
         return masked_linear(input, self.weight, self.weight_mask, self.bias)
 
     def _products(self, input: Tensor) -> list[Call]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..masks import Masks
 from ..ops.bitmask import BitMask
+from ..ops.packed_values import unpack_values
 from .dense_gradients import sparse_weights
 
 
@@ -21,11 +22,11 @@ def held_masks(model: nn.Module) -> Masks:
     >>> held_masks(layer).counts()
     {'weight': 1}
     """
-    return Masks({name: layers[0].mask for name, layers in sparse_weights(model).items()})
+    return Masks({name: layers[0].mask for name, layers in sparse_weights(model, packed=True).items()})
 
 
 def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, Any]:
-    """The state dict of the dense model: no ``weight_mask`` keys, zeros written into the pruned slots.
+    """The state dict of the dense model: no keys of ours, zeros in the pruned slots, whatever the storage.
 
     ``dense_model.load_state_dict(dense_state_dict(sparse_model))`` is strict and complete. A stock
     ``nn.Linear`` cannot load a sparse layer's own state dict strictly: torch reports every key that the
@@ -49,15 +50,20 @@ def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, 
     dense = OrderedDict(source)
     for key, words in source.items():
         weight_key = key.removesuffix("_mask")
-        weight = source.get(weight_key)
-        if key.rpartition(".")[2] != "weight_mask" or not _is_packed(words) or not isinstance(weight, Tensor):
+        weight, values = source.get(weight_key), source.get(f"{weight_key}_values")
+        stored = values if isinstance(values, Tensor) else weight
+        if key.rpartition(".")[2] != "weight_mask" or not _is_packed(words) or not isinstance(stored, Tensor):
             continue
         try:
-            mask = BitMask(words, weight.shape)
+            mask = BitMask(words, weight.shape if stored is weight else source[f"{weight_key}_shape"].tolist())
+            mask = mask.to(stored.device)
+            dense[weight_key] = (
+                mask.apply(stored.detach()) if stored is weight else unpack_values(stored.detach(), mask)
+            )
         except ValueError as error:
             raise ValueError(f"source[{key!r}] must be the packed mask of its weight: {error}") from error
-        dense[weight_key] = weight.detach().masked_fill(~mask.to(weight.device).to_bool(), 0)
-        del dense[key]
+        for part in ("mask", "values", "shape"):
+            dense.pop(f"{weight_key}_{part}", None)
     if (metadata := getattr(source, "_metadata", None)) is not None:
         dense._metadata = metadata  # the modules' versions, which load_state_dict reads
     return dense

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..nn import SparseLayer
 from ..nn.base import whole, zero_outside
-from ..nn.convert import zero_state
 from ..nn.dense_gradients import sparse_weights
+from ..nn.storage import zero_state
 from ..ops.bitmask import BitMask
 
 
@@ -23,7 +23,8 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     of a weight, as Muon's), and masks may be changed in any way, by ``set_mask`` too: before the next step the state
     of every weight that was pruned or brought back is set to zero. That costs a pass over weights and state after
     each step. Gradient clipping, accumulation and AMP need nothing more, since pruned gradients are zero. LBFGS loses
-    its history when masks change.
+    its history when masks change. Values under an overlay stay. Packed weights have no pruned slots to hold: change
+    their masks by ``sparsify`` with the optimizer.
 
     A loaded optimizer state is taken to belong to the masks that the model has at the next step, so a checkpoint's
     two halves can be loaded in either order.
@@ -68,7 +69,8 @@ class Hold:
 
     def _layers(self) -> list[SparseLayer]:
         model = self._model()
-        return [] if model is None else [layers[0] for layers in sparse_weights(model).values()]
+        weights = {} if model is None else sparse_weights(model, packed=True)
+        return [layers[0] for layers in weights.values() if layers[0].storage != "packed"]
 
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for layer in self._layers():
@@ -84,7 +86,8 @@ class Hold:
 
     def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for layer in self._layers():
-            zero_outside(layer.mask, layer.weight)
+            if layer.storage == "owned":
+                zero_outside(layer.mask, layer.weight)
             if not isinstance(optimizer, torch.optim.LBFGS):  # whose history has no entries
                 zero_state(optimizer, layer.weight, layer.mask)
 

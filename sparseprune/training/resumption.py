@@ -39,7 +39,7 @@ def identity(model: nn.Module, dataset: Dataset) -> dict[str, str]:
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLayer):
             masks.update(name.encode() + layer.weight_mask.cpu().numpy().tobytes())
-            kept, total = kept + layer.mask.count(), total + layer.weight.numel()
+            kept, total = kept + layer.mask.count(), total + layer.mask.numel()
     return {
         "model": f"{type(model).__name__} ({shapes.hexdigest()[:12]})",
         "masks": f"{kept:,} of {total:,} kept ({masks.hexdigest()[:12]})" if total else "none",

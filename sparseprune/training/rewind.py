@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.base import zero_outside
-from ..nn.convert import zero_state
 from ..nn.dense_gradients import sparse_weights
+from ..nn.storage import zero_state
 from .random_state import random_state, set_random_state
 
 
@@ -64,7 +64,7 @@ class Snapshot:
                 tensor.copy_(self._state["model"][name])
                 tensor.grad = None
         for layers in sparse_weights(self._model).values():
-            zero_outside(layers[0].mask, layers[0].weight)
+            layers[0]._zero_outside(layers[0].mask)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(deepcopy(self._state["optimizer"]))
             for layers in sparse_weights(self._model).values():
@@ -112,7 +112,8 @@ class Snapshot:
         return tensors
 
     def _verify(self, tensors: dict[str, Tensor]) -> None:
-        masks = {name: layers[0].mask for name, layers in sparse_weights(self._model).items()}
+        weights = sparse_weights(self._model)
+        masks = {name: layers[0].mask for name, layers in weights.items() if layers[0].storage == "owned"}
         for name, tensor in tensors.items():
             expected = self._state["model"][name].to(tensor.device, copy=True)
             if name in masks:

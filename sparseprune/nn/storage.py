@@ -1,0 +1,135 @@
+"""How a sparse layer stores its weight, and the way from each storage to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.bitmask import BitMask
+from ..ops.packed_values import pack_values, unpack_values
+from .base import STORAGES, SparseLayer, zero_outside
+from .dense_gradients import sparse_weights
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer | None = None) -> ModelT:
+    """Store the weights of a model's sparse layers in another way: in place, and the model is returned.
+
+        "owned"    ``weight``, dense, exactly zero at pruned slots: the fastest, and what training is best done with
+        "overlay"  ``weight``, dense, with the values under the mask as they are: for masks that are tried out, and
+                   slots that come back as they were
+        "packed"   ``weight_values``, the survivors alone, in the order of the flat index: with the mask's bit a slot
+                   that is all; gradient and optimizer state are as small. ``layer.weight`` is a dense copy of it
+
+    All give the same outputs and gradients. Pruned values that an overlay holds are lost on the way to another storage;
+    from there they come back as zeros. Parameters stay the same objects, in the same order, so an optimizer of theirs
+    stays valid; give it here to bring its state along, if it has stepped. A Parameter that became packed has another
+    name and shape, so do this before a model is wrapped (DDP) or sharded (FSDP2). Give whole models where weights are
+    tied.
+
+    Raises:
+        TypeError: ``optimizer`` is no torch optimizer.
+        ValueError: ``storage`` is none of these; packed on the meta device, where a mask has no values, or of a
+            sharded weight. Nothing is changed then.
+
+    >>> layer = set_storage(sp.SparseLinear(4, 2, mask=torch.eye(2, 4).bool()), "packed")
+    >>> [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
+    [('weight_values', (2,)), ('bias', (2,))]
+    """
+    check_storage(storage)
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    groups = list(sparse_weights(model, packed=True).values())
+    for layers in groups:
+        check_packable(layers, storage)
+    for layers in groups:
+        store(layers, storage, optimizer)
+    return model
+
+
+def check_storage(storage: str) -> None:
+    if storage not in STORAGES:
+        raise ValueError(f"storage must be one of {', '.join(STORAGES)}, got {storage!r}")
+
+
+def check_packable(layers: Iterable[nn.Module], storage: str) -> None:
+    """ValueError if one of these cannot be packed and is to be."""
+    for layer in layers if storage == "packed" else ():
+        parameter = layer.parameter if isinstance(layer, SparseLayer) else layer.weight
+        if parameter.is_meta:
+            raise ValueError("storage must not be packed on the meta device, where masks have no values")
+        if hasattr(parameter, "placements"):
+            raise ValueError("storage must become packed before fully_shard, got a weight that is sharded")
+
+
+def store(layers: list[SparseLayer], storage: str, optimizer: torch.optim.Optimizer | None) -> None:
+    """Change the storage of one weight and of all layers that hold it."""
+    first = layers[0]
+    mask, before, parameter = first.mask, first.storage, first.parameter
+    if before == storage:
+        return
+    if before == "packed":
+        move_values(parameter, lambda t: unpack_values(t, mask), optimizer)
+    elif storage == "packed":
+        move_values(parameter, lambda t: pack_values(t, mask), optimizer)
+    for layer in layers:
+        layer._rename("weight_values" if storage == "packed" else "weight")
+        layer.storage = storage
+    if storage == "owned":
+        zero_outside(mask, parameter, parameter.grad)
+        if optimizer is not None:
+            zero_state(optimizer, parameter, mask)
+
+
+def set_masks(layers: list[SparseLayer], mask: BitMask, optimizer: torch.optim.Optimizer | None) -> None:
+    """Replace the mask of one weight in all layers that hold it, and let gradient and optimizer state follow."""
+    first = layers[0]
+    old, parameter = first.mask, first.parameter
+    if first.storage == "packed":
+        move_values(parameter, lambda t: pack_values(unpack_values(t, old), mask), optimizer)
+    else:
+        held = old & mask
+        zero_outside(held, parameter if first.storage == "owned" else None, parameter.grad)
+        if optimizer is not None:
+            zero_state(optimizer, parameter, held)
+    for layer in layers:
+        with torch.no_grad():
+            layer.weight_mask.copy_(mask.words)
+
+
+@torch.no_grad()
+def move_values(
+    parameter: nn.Parameter, move: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Replace the values of a Parameter, its gradient and its state by ``move`` of them: the same object, other shapes."""
+    shape, grad = parameter.shape, parameter.grad
+    parameter.grad = None
+    parameter.data = move(parameter.detach())
+    if grad is not None:
+        parameter.grad = move(grad)
+    if optimizer is not None:
+        move_state(optimizer, parameter, shape, move)
+
+
+def move_state(
+    optimizer: torch.optim.Optimizer, parameter: nn.Parameter, shape: torch.Size, move: Callable[[Tensor], Tensor]
+) -> None:
+    """Replace every state tensor of ``shape`` by ``move`` of it."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        return
+    state = optimizer.state.get(parameter, {})
+    state.update({k: move(s) for k, s in state.items() if isinstance(s, Tensor) and s.shape == shape})
+
+
+def zero_state(optimizer: torch.optim.Optimizer, weight: nn.Parameter, mask: BitMask) -> None:
+    """Write zero into the optimizer's state of ``weight`` where ``mask`` prunes."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        return
+    state = optimizer.state.get(weight, {})
+    zero_outside(mask, *(s for s in state.values() if isinstance(s, Tensor) and s.shape == weight.shape))
