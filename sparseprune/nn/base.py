@@ -44,12 +44,12 @@ class SparseLayer(nn.Module):
         storage: "owned", "overlay" or "packed"; change it with :func:`set_storage` only.
         weight_mask: int32 buffer, the packed words of the mask (see :class:`BitMask`); change it with
             :meth:`set_mask` only.
-        dense_gradient: where backward adds the weight's gradient at every slot, or None, where nobody wants it;
+        dense_gradient: where backward adds a gradient at every slot, or None, where nobody wants one;
             see :func:`dense_gradients`.
     """
 
     dense_type: ClassVar[type[nn.Module]]
-    dense_gradient: Tensor | None = None
+    dense_gradient: tuple[Tensor, bool] | None = None
     storage: str = "owned"
 
     weight_mask: Tensor

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import sparseprune as sp
 from sparseprune.nn import SparseLayer, dense_gradients, densify, sparsify
 
 
@@ -64,3 +65,45 @@ def test_pruned_slots_are_not_read():
     with dense_gradients(layer) as gradients:
         layer(torch.ones(1, 3)).sum().backward()
     assert gradients["weight"].tolist() == [[1, 1, 1]] * 2
+
+
+def gates(model, masks, x):
+    """dL/dm of the dense model whose weights are multiplied by real masks m."""
+    weights = {name: model.get_parameter(name).detach() for name in masks}
+    masks = {name: mask.to(weights[name].dtype).requires_grad_() for name, mask in masks.items()}
+    products = {name: weights[name] * masks[name] for name in masks}
+    torch.func.functional_call(model, products, (x,)).square().sum().backward()
+    return {name: mask.grad for name, mask in masks.items()}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("storage", ["owned", "overlay", "packed"])
+def test_gradients_of_masks_are_those_of_gates(storage, frozen):
+    model = densify(net()).double()
+    masks = {n: torch.rand(p.shape) < 0.4 for n, p in model.named_parameters() if p.dim() > 1}
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    expected = gates(model, masks, x)
+    sparsify(model, masks, storage=storage).requires_grad_(not frozen)
+    with dense_gradients(model, of="mask") as gradients:
+        model(x).square().sum().backward()
+    for name, gradient in expected.items():
+        seen = torch.ones_like(masks[name]) if storage == "overlay" else masks[name]
+        torch.testing.assert_close(gradients[name], gradient * seen)
+        parameter = model.get_submodule(name[0]).parameter
+        assert (parameter.grad is None) is frozen
+
+
+def test_edge_popup_learns_by_the_mask_gradient_of_an_overlay():
+    model = densify(net())
+    popup = sp.training.EdgePopup(copy.deepcopy(model), density=0.4, absolute=False)
+    x = torch.randn(3, 4, 6, 6)
+    popup(x).square().sum().backward()
+    sparsify(model, popup.masks(), storage="overlay")
+    with dense_gradients(model, of="mask") as gradients:
+        model(x).square().sum().backward()
+    torch.testing.assert_close(list(gradients.values()), [score.grad for score in popup.scores])
+
+
+def test_of_must_be_known():
+    with pytest.raises(ValueError, match="of must be weight or mask, got 'gate'"), dense_gradients(net(), of="gate"):
+        pass
