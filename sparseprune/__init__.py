@@ -38,6 +38,7 @@ from .criteria import Taylor as Taylor
 from .criteria import VarianceNullity as VarianceNullity
 from .criteria.skeletonization import linear_error as linear_error
 from .criteria.trajectory import Trajectory as Trajectory
+from .diagnostics import compact as compact
 from .masks import BitMask as BitMask
 from .masks import Masks as Masks
 from .nn import SparseConv2d as SparseConv2d

@@ -24,6 +24,7 @@ from benchmarks import (  # noqa: E402
     bench_mask_bits,
     bench_masked_conv2d,
     bench_masked_linear,
+    bench_models,
     bench_prune,
     bench_topk_mask,
     cub,
@@ -103,6 +104,15 @@ def test_a_wrong_kernel_yields_no_number(module):
                 timed.check(wrong)
         checked.add(row.side)
     assert "reference" in checked and len(checked) > 1
+
+
+def test_whole_models_are_checked_on_every_side():
+    for row in bench_models.rows(TOY):
+        timed = row.build()
+        logits = timed.run()
+        timed.check(logits)
+        with pytest.raises(WrongResultError):
+            timed.check(spoilt(logits)[0])
 
 
 @pytest.mark.parametrize("module", [bench_masked_linear, bench_masked_conv2d], ids=lambda m: m.__name__)

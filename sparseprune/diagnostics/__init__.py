@@ -38,6 +38,7 @@ from .remaining import links as links
 from .remaining import remaining_table as remaining_table
 from .remaining import weight_distributions as weight_distributions
 from .sculpt import Sculpture as Sculpture
+from .sculpt import compact as compact
 from .sculpt import sculpt as sculpt
 from .sculpt import shrink as shrink
 from .stability import Stability as Stability

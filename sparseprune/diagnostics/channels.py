@@ -95,6 +95,19 @@ def without_units(model: nn.Module, masks: Masks, removed: Removed) -> Masks:
     return Masks(kept)
 
 
+def sliced(masks: Masks, removed: Removed) -> Masks:
+    """``masks`` without the rows and columns of the removed units."""
+    found = {name: mask.to_bool() for name, mask in masks.items()}
+    for group, units in removed.items():
+        kept = left(group, units)
+        ends = [(weight_name(name), kept, 0) for name in group.writers]
+        ends += [(weight_name(name), _entries(kept, width), 1) for name, width in group.readers]
+        for name, entries, dim in ends:
+            if name in found:
+                found[name] = found[name].index_select(dim, entries.to(found[name].device))
+    return Masks(found)
+
+
 def smaller(model: nn.Module, masks: Masks, removed: Removed, example_input: Tensor) -> nn.Module:
     """A copy of the model with ``masks`` written in as zeros and the removed units gone, checked against the original.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 
 from ..criteria.base import Scores
 from ..masks import Masks
+from ..nn import densify, held_masks, sparsify
+from ..nn.dense_gradients import sparse_weights
 from ..pruning import Exclude, prunable, prune
 from ..summary import summarize
 from .ablations import as_tensors
-from .channels import Removed, UnitGroup, left, smaller, unit_groups, weight_name, without_units
+from .channels import Removed, UnitGroup, left, sliced, smaller, unit_groups, weight_name, without_units
 from .costs import costs
 from .trace import traced
 
-__all__ = ["Sculpture", "sculpt", "shrink"]
+__all__ = ["Sculpture", "compact", "sculpt", "shrink"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,45 @@ def shrink(model: nn.Module, masks: Masks, example_input: Tensor) -> Sculpture:
         TypeError, ValueError: a mask does not fit; a model that cannot be traced, or that has sizes written into its
             code so that it fails when smaller.
     """
+    return _sculpture(model, masks, _dead(model, masks, example_input), example_input)
+
+
+def compact(model: nn.Module, example_input: Tensor, masks: Masks | None = None) -> nn.Module:
+    """The same network without its dead units: same outputs, smaller layers, sparse layers that stay sparse.
+
+    What is dead is described at :func:`shrink`. Layers keep their storage; masks lose the rows and columns that go.
+
+    Args:
+        model: with sparse layers, or dense where ``masks`` are given; of linear and convolution layers with batch norm,
+            in sequence or with shortcuts. Not changed.
+        example_input: (N, ...) floating; its shape counts.
+        masks: to hold in place of those that the model holds.
+
+    Returns:
+        A new model with parameters of its own.
+
+    Raises:
+        ValueError: there are no masks; otherwise TypeError and ValueError as :func:`shrink`.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> masks = Masks({"2.weight": torch.tensor([[True, False, True, False]] * 2)})
+    >>> [tuple(p.shape) for p in compact(model, torch.ones(1, 3), masks).parameters()]
+    [(2, 3), (2,), (2, 2), (2,)]
+    """
+    storages = {name: layers[0].storage for name, layers in sparse_weights(model, packed=True).items()}
+    masks = held_masks(model) if masks is None else masks
+    if not masks:
+        raise ValueError("masks must be given for a model that holds none, got none")
+    dense = densify(copy.deepcopy(model))
+    removed = _dead(dense, masks, example_input)
+    result = smaller(dense, masks, removed, example_input)
+    for name, mask in sliced(masks, removed).items():
+        sparsify(result, {name: mask}, storage=storages.get(name))
+    return result
+
+
+def _dead(model: nn.Module, masks: Masks, example_input: Tensor) -> dict[UnitGroup, list[int]]:
+    """What can go: each removal may leave others without a reader or a writer."""
     removed: dict[UnitGroup, list[int]] = {}
     while True:
         current = without_units(model, masks, removed)
@@ -63,7 +105,7 @@ def shrink(model: nn.Module, masks: Masks, example_input: Tensor) -> Sculpture:
             inputs = {call.name: call.input.detach().movedim(call.unit_dim, 0).flatten(1) for call in trace.layers}
         found = {group: units for group in groups if (units := _dead_units(group, current, inputs))}
         if found == removed:
-            return _sculpture(model, masks, removed, example_input)
+            return removed
         removed = found
 
 

@@ -74,8 +74,9 @@ SMALL_GPU_BATCH = 16
 
 
 def _choose_forward(x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> str:
-    if x.device.type == "cuda" and x.shape[0] <= SMALL_GPU_BATCH:
-        return "native" if FORWARD["native"].refusal(x, values, words, bias) is None else "reference"
+    if x.device.type == "cuda":
+        takes = x.shape[0] <= SMALL_GPU_BATCH and FORWARD["native"].refusal(x, values, words, bias) is None
+        return "native" if takes else "reference"
     return _choose("masked_linear", x, words, x.shape[1], len(values))
 
 
