@@ -46,6 +46,7 @@ METHODS: dict[str, MethodChoice] = {
     "dsr": _choice(tr.DSR, "until", "every fraction threshold", "sparse"),
     "deepr": _choice(tr.DeepR, "until", "l1 temperature", "sparse"),
     "nest": _choice(tr.NeST, "grow_until prune_until", "every growth rate", "sparse"),
+    "gram-schmidt": _choice(tr.GramSchmidtTraining, "every", "tolerance prune_after exclude", "any"),
     "edge-popup": _choice(tr.EdgePopup, "density", "scope absolute exclude trained", "dense"),
     "piggyback": _choice(tr.Piggyback, "", "threshold start exclude trained", "dense"),
     "bernoulli": _choice(tr.BernoulliMasks, "", "gradient rescale momentum exclude trained", "dense"),
@@ -74,11 +75,11 @@ def texts(node: Node) -> list[str]:
 
 READERS: dict[str, Callable[[Node], Any]] = {
     **dict.fromkeys("every until begin end grow_until prune_until rewind_to".split(), Node.steps),
-    **dict.fromkeys("density rate growth decay l1 temperature threshold start momentum".split(), Node.number),
+    **dict.fromkeys("tolerance density rate growth decay l1 temperature threshold start momentum".split(), Node.number),
     **dict.fromkeys("keep_regrown random absolute rescale".split(), Node.flag),
     **dict.fromkeys("exclude trained".split(), texts),
     **dict.fromkeys("rewind gradient".split(), Node.text),
-    "rounds": lambda node: node.integer(1),
+    **dict.fromkeys("rounds prune_after".split(), lambda node: node.integer(1)),
     "fraction": _share,
     "rates": _rates,
     "scope": lambda node: node.choice(SCOPES),

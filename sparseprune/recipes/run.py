@@ -30,7 +30,7 @@ from ..report.runs import (
     write_json,
     write_run,
 )  # fmt: skip
-from ..training import Method, Progress, train
+from ..training import GramSchmidtTraining, Method, Progress, train
 from ..training.batches import training_order
 from ..training.random_state import seeded
 from ..training.supermasks import MaskedModel
@@ -41,6 +41,7 @@ from .recipe import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 RESULTS_FILE = "results.json"
+ACTIVATIONS = 1024  # images whose activations gram-schmidt looks at
 
 
 def run(
@@ -210,6 +211,10 @@ class _Seed:
         chosen = METHODS[section["name"]]
         steps = len(training_order(self.dataset, train_section["batch_size"], self.seed, 0))
         arguments = method_arguments(section, self.seed, train_section["epochs"], steps)
+        if chosen.kind is GramSchmidtTraining:
+            parameter, generator = next(network.parameters()), torch.Generator().manual_seed(self.seed)
+            x, _ = next(iter(self.dataset.batches("train", ACTIVATIONS, generator)))
+            arguments["batch"] = x.to(parameter.device, parameter.dtype)
         if chosen.learned:
             with seeded(self.seed):  # of the first scores
                 return self.recipe.located("method", lambda: chosen.kind(network, **arguments)), None

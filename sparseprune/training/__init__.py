@@ -12,12 +12,18 @@ from .dynamic import SparseMomentum as SparseMomentum
 from .dynamic import cosine as cosine
 from .evaluation import evaluate as evaluate
 from .gradual import GradualPruning as GradualPruning
+from .gram_schmidt import GramSchmidtTraining as GramSchmidtTraining
+from .gram_schmidt import independent_columns as independent_columns
 from .history import Epoch as Epoch
 from .history import History as History
 from .hold import attach as attach
 from .interrupt import TrainingInterrupted as TrainingInterrupted
 from .method import Method as Method
 from .nest import NeST as NeST
+from .neurons import Birth as Birth
+from .neurons import bridging_gradients as bridging_gradients
+from .neurons import free_units as free_units
+from .neurons import grow_neurons as grow_neurons
 from .penalties import L1 as L1
 from .penalties import L2 as L2
 from .penalties import TwoScale as TwoScale
@@ -32,3 +38,4 @@ from .tickets import LotteryTickets as LotteryTickets
 from .tickets import scratch_epochs as scratch_epochs
 from .trainer import Progress as Progress
 from .trainer import train as train
+from .weight_agnostic import search_graphs as search_graphs

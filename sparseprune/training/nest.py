@@ -21,7 +21,7 @@ class NeST(Method):
     Every ``every`` steps of the first phase each layer activates its floor(growth n) pruned slots (n slots in all, as
     far as there are so many) where the gradient, averaged over the ``every`` steps before its absolute value is
     taken, is largest; they start at 0. Every ``every`` steps of the second the floor(rate k) smallest of each layer's
-    k weights go. The paper's growth of neurons is not part of it: layers keep their sizes.
+    k weights go. Neurons are grown by :func:`grow_neurons`, before or between.
 
     Args:
         model, optimizer: see :class:`Method`; start with a sparse seed.

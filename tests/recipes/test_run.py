@@ -26,6 +26,7 @@ METHOD_SECTIONS = {
     "dsr": {"until": 8, "every": 2, "fraction": 0.1, "threshold": 0.01},
     "deepr": {"until": 8, "l1": 1e-3},
     "nest": {"grow_until": 4, "prune_until": 8, "every": 2, "growth": 0.05},
+    "gram-schmidt": {"every": 3, "tolerance": 0.5, "prune_after": 2, "exclude": "fc1"},
     "edge-popup": {"density": 0.3, "scope": "global"},
     "piggyback": {"trained": ["fc3.bias"], "threshold": 0.009},
     "bernoulli": {"gradient": "reinforce", "rescale": True},
@@ -103,6 +104,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
         assert frozen == (METHODS[name].learned and name != "bernoulli"), weight  # rescaled by its density
     expected = {
         "gradual": None,
+        "gram-schmidt": None,
         "tickets": 0.6434,
         "nest": None,
         "piggyback": None,

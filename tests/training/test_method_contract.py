@@ -11,10 +11,23 @@ from torch import nn, optim
 from torch.multiprocessing import spawn
 
 import sparseprune as sp
-from sparseprune.training import DSR, SET, DeepR, GradualPruning, LotteryTickets, NeST, RigL, SparseMomentum, attach
+from sparseprune.training import (
+    DSR,
+    SET,
+    DeepR,
+    GradualPruning,
+    GramSchmidtTraining,
+    LotteryTickets,
+    NeST,
+    RigL,
+    SparseMomentum,
+    attach,
+)  # fmt: skip
 
 STEPS, STOP = 24, 13
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}
+
+BATCH = torch.randn(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 DYNAMIC = {
     "SET": lambda m, o: SET(m, o, every=3, until=20),
@@ -27,6 +40,7 @@ DYNAMIC = {
 PRUNING = {
     "AGP": lambda m, o: GradualPruning(m, o, density=0.1, begin=2, end=20, every=3),
     "tickets": lambda m, o: LotteryTickets(m, o, steps_per_round=8, rounds=4, rewind_to=2),
+    "Gram-Schmidt": lambda m, o: GramSchmidtTraining(m, o, BATCH, every=2, tolerance=0.5, prune_after=2),
 }
 GROWING = {
     "NeST": lambda m, o: NeST(m, o, grow_until=14, prune_until=22, every=2, rate=0.1),

@@ -1,0 +1,169 @@
+"""Training only what leaves independent units, and removing units that others can replace (after Wan et al.)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import scipy.linalg
+import torch
+from torch import Tensor, nn
+
+from ..masks import Masks
+from ..nn import held_masks, sparsify
+from ..ops.bitmask import BitMask
+from ..pruning import Exclude, prunable
+from .dynamic import averaged_over_ranks
+from .method import Method, check_count
+
+
+def independent_columns(activations: Tensor, tolerance: float) -> list[int]:
+    """Columns none of which the others before it explain: Gram-Schmidt, each time of the longest remainder.
+
+    Columns are scaled to norm 1; it ends where every remainder is shorter than ``tolerance``. A column of zeros is never
+    chosen.
+
+    Args:
+        activations: [patterns, units].
+        tolerance: in (0, 1].
+
+    >>> x = torch.eye(4)
+    >>> independent_columns(torch.stack([x[0], x[1], x[0] + x[1], 0 * x[0]], 1), 0.05)
+    [0, 1]
+    """
+    norms = activations.double().norm(dim=0)
+    scaled = torch.where(norms > 0, activations.double() / norms, 0)
+    r, order = scipy.linalg.qr(scaled.cpu().numpy(), mode="r", pivoting=True, check_finite=False)
+    chosen = sum(abs(r[i, i]) >= tolerance for i in range(min(r.shape)))
+    return sorted(int(i) for i in order[:chosen])
+
+
+class GramSchmidtTraining(Method):
+    """Every ``every`` steps choose independent inputs of each linear layer; only weights that leave them are trained.
+
+    The other columns, and the optimizer's state of them, keep their bits until the next choice: no gradient, momentum or
+    weight decay reaches them. An input that was not chosen ``prune_after`` times in a row is removed: its column becomes
+    zero for good, and its least-squares share in the chosen inputs is added to theirs.
+
+    The paper says what is frozen and why; the rule of choice, the tolerance and the removal are ours.
+
+    Args:
+        model: its linear weights become sparse layers at once; masks it holds are where it starts.
+        optimizer: of its parameters.
+        batch: inputs of the model, at most 4,096: activations are taken of them, in eval mode.
+        every: steps between choices; an epoch's. The first choice is at once.
+        tolerance: see :func:`independent_columns`.
+        prune_after: choices; None removes nothing.
+        exclude: layers that are trained whole; see ``prunable``.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+
+    Source: Wan et al. 2009, "Enhancing the generalization ability of neural networks through controlling the hidden
+    layers", Applied Soft Computing 9.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: Tensor,
+        *,
+        every: int,
+        tolerance: float = 0.05,
+        prune_after: int | None = None,
+        exclude: Exclude | tuple[Exclude, ...] = (),
+    ) -> None:
+        if not 0 < tolerance <= 1:
+            raise ValueError(f"tolerance must be in (0, 1], got {tolerance!r}")
+        if not 0 < len(batch) <= 4096:
+            raise ValueError(f"batch must have 1 to 4096 inputs, got {len(batch)}")
+        self.every, self.tolerance = check_count("every", every), tolerance
+        self.prune_after = prune_after if prune_after is None else check_count("prune_after", prune_after)
+        self.batch = batch
+        weights = prunable(model, exclude)
+        self.names = [name for name, weight in weights.items() if weight.dim() == 2]
+        held = held_masks(model)
+        masks = {name: held.get(name, mask) for name, mask in Masks.ones(weights).items() if name in self.names}
+        sparsify(model, masks, optimizer=optimizer)
+        super().__init__(model, optimizer)
+        self.frozen: dict[str, Tensor] = {}  # name -> bool [inputs]
+        self.missed = {name: torch.zeros(weights[name].shape[1], dtype=torch.int64) for name in self.names}
+        self._before: list[tuple[Tensor, Tensor, Tensor]] = []
+        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_post_hook(self._restore)
+        self._choose()
+
+    def _advance(self) -> bool:
+        return self.steps % self.every == 0 and self._choose()
+
+    @torch.no_grad()
+    def _choose(self) -> bool:
+        """Freeze what is not independent, remove what has not been for long; True if masks changed."""
+        masks, inputs, kept = self.masks, self._inputs(), {}
+        for name in self.names:
+            chosen = torch.tensor(independent_columns(inputs[name], self.tolerance), dtype=torch.int64)
+            frozen = torch.ones(inputs[name].shape[1], dtype=torch.bool)
+            frozen[chosen] = False
+            self.frozen[name] = frozen
+            self.missed[name] = torch.where(frozen, self.missed[name] + 1, 0)
+            if self.prune_after is None:
+                continue
+            live = masks[name].to_bool()
+            doomed = (self.missed[name] >= self.prune_after).to(live.device) & live.any(0)
+            if doomed.any() and len(chosen):
+                weight, z = self.model.get_parameter(name), inputs[name]
+                shares = torch.linalg.lstsq(z[:, chosen].cpu(), z[:, doomed].cpu()).solution.to(z.device)
+                added = weight[:, doomed].double() @ shares.T
+                weight[:, chosen] += torch.where(live[:, chosen], added, 0).to(weight.dtype)
+                kept[name] = masks[name] & BitMask.from_bool(~doomed[None].expand_as(live).contiguous())
+        self._hold(kept)
+        return bool(kept)
+
+    def _inputs(self) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        layers = {name: self.model.get_submodule(name.removesuffix("weight").removesuffix(".")) for name in self.names}
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, args, name=name: found.update({name: args[0].flatten(0, -2)}))
+            for name, layer in layers.items()
+        ]
+        was_training = self.model.training
+        try:
+            self.model.eval()
+            self.model(self.batch)
+        finally:
+            self.model.train(was_training)
+            for hook in hooks:
+                hook.remove()
+        # Under DDP batch norm's averages differ between two steps, and with them the activations.
+        return {name: averaged_over_ranks(tensor.double()) for name, tensor in found.items()}
+
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._before = []
+        for name in self.names:
+            weight = self.model.get_parameter(name)
+            for tensor in (weight.detach(), *_states(optimizer, weight)):
+                self._before.append((tensor, self.frozen[name].to(tensor.device), tensor.clone()))
+
+    def _restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for tensor, frozen, before in self._before:
+            tensor.copy_(torch.where(frozen, before, tensor))
+        remembered = {id(tensor) for tensor, _, _ in self._before}
+        for name in self.names:  # what this step made starts from zero
+            weight = self.model.get_parameter(name)
+            for tensor in _states(optimizer, weight):
+                if id(tensor) not in remembered:
+                    tensor.masked_fill_(self.frozen[name].to(tensor.device), 0)
+        self._before = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "frozen": dict(self.frozen), "missed": dict(self.missed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.frozen = {name: tensor.cpu() for name, tensor in state["frozen"].items()}
+        self.missed = {name: tensor.cpu() for name, tensor in state["missed"].items()}
+
+
+def _states(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> list[Tensor]:
+    return [s for s in optimizer.state.get(weight, {}).values() if isinstance(s, Tensor) and s.shape == weight.shape]
