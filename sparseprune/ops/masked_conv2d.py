@@ -143,7 +143,8 @@ def input_grad_reference(grad, weight, words, input_size, stride, padding, dilat
 def weight_grad_reference(grad, x, words, weight_size, stride, padding, dilation, groups):
     shape = grad.new_empty(1).expand(weight_size)
     geometry = (stride, padding, dilation, groups)
-    return masked(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+    dw = convolution_backward(grad, x, shape, *geometry, [False, True, False])[1]
+    return masked(dw, words).contiguous(memory_format=layout_of(x))
 
 
 def _empty_like(tensor: Tensor, size: Any) -> Tensor:
@@ -163,15 +164,16 @@ def _dense_input_grad(grad, weight, words, input_size, *geometry):
 
 def _dense_weight_grad(grad, x, words, weight_size, *geometry):
     shape = grad.new_empty(1).expand(weight_size)
-    return masked_(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+    dw = convolution_backward(grad, x, shape, *geometry, [False, True, False])[1]
+    return masked_(dw.contiguous(memory_format=layout_of(x)), words)
 
 
-def _on_contiguous(kernel: Implementation, keeps_layout: bool = True) -> Implementation:
-    """A kernel of ours, which knows one layout; the result is in that of the first argument."""
+def _on_contiguous(kernel: Implementation, leader: int = 0) -> Implementation:
+    """A kernel of ours, which knows one layout; the result is in that of argument ``leader``."""
 
     def run(*args: Any) -> Tensor:
         result = kernel.run(*backends.contiguous(args))
-        return result.contiguous(memory_format=layout_of(args[0])) if keeps_layout else result
+        return result.contiguous(memory_format=layout_of(args[leader]))
 
     return kernel._replace(run=run)
 
@@ -203,8 +205,8 @@ INPUT_GRAD = {
     "reference": backends.reference(input_grad_reference),
 }
 WEIGHT_GRAD = {
-    "native": _on_contiguous(backends.native("masked_conv2d_weight_grad"), keeps_layout=False),
-    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_weight_grad"), keeps_layout=False),
+    "native": _on_contiguous(backends.native("masked_conv2d_weight_grad"), leader=1),
+    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_weight_grad"), leader=1),
     "dense": backends.reference(_dense_weight_grad),
     "reference": backends.reference(weight_grad_reference),
 }
@@ -234,7 +236,7 @@ _weight_grad = backends.register(
     "(Tensor grad, Tensor x, Tensor words, SymInt[] weight_size, "
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     WEIGHT_GRAD,
-    lambda grad, x, words, weight_size, *_: x.new_empty(weight_size),
+    lambda grad, x, words, weight_size, *_: _empty_like(x, weight_size),
     strided=True,
     choose=choose("masked_conv2d_weight_grad"),
 )
