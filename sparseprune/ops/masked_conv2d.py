@@ -58,11 +58,7 @@ def masked_conv2d(
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    words = packed(mask, weight)
-    if backends.is_recorded():
-        y = _MaskedConv2d.apply(batch, weight, words, bias, geometry, backend)
-    else:
-        y = _forward(batch, weight, words, bias, *geometry, backend)
+    y = backends.apply(_MaskedConv2d, batch, weight, packed(mask, weight), bias, geometry, backend)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -256,8 +252,8 @@ class _MaskedConv2d(Function):
     def backward(ctx, grad):
         x, weight, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dx = _InputGrad.apply(grad, weight, words, tuple(x.shape[1:]), *options) if needs[0] else None
-        dw = _WeightGrad.apply(grad, x, words, tuple(weight.shape), *options) if needs[1] else None
+        dx = backends.apply(_InputGrad, grad, weight, words, tuple(x.shape[1:]), *options) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, x, words, tuple(weight.shape), *options) if needs[1] else None
         db = grad.sum((0, 2, 3)) if needs[3] else None
         return dx, dw, None, db, None, None
 
@@ -280,8 +276,8 @@ class _InputGrad(Function):
     def backward(ctx, grad_dx):
         grad, weight, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _MaskedConv2d.apply(grad_dx, weight, words, None, *options) if needs[0] else None
-        dw = _WeightGrad.apply(grad, grad_dx, words, tuple(weight.shape), *options) if needs[1] else None
+        dgrad = backends.apply(_MaskedConv2d, grad_dx, weight, words, None, *options) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, grad_dx, words, tuple(weight.shape), *options) if needs[1] else None
         return dgrad, dw, None, None, None, None
 
     @staticmethod
@@ -303,8 +299,8 @@ class _WeightGrad(Function):
     def backward(ctx, grad_dw):
         grad, x, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _MaskedConv2d.apply(x, grad_dw, words, None, *options) if needs[0] else None
-        dx = _InputGrad.apply(grad, grad_dw, words, tuple(x.shape[1:]), *options) if needs[1] else None
+        dgrad = backends.apply(_MaskedConv2d, x, grad_dw, words, None, *options) if needs[0] else None
+        dx = backends.apply(_InputGrad, grad, grad_dw, words, tuple(x.shape[1:]), *options) if needs[1] else None
         return dgrad, dx, None, None, None, None
 
     @staticmethod
