@@ -100,6 +100,7 @@ def conv_calls(
     """The three products of a convolution at each density."""
     x = torch.randn(batch, n_in, size, size).contiguous(memory_format=layout)
     for weight, words in _pruned(n_out, n_in // groups, kernel, kernel):
+        weight = weight.contiguous(memory_format=layout)  # as model.to(memory_format=...) makes it
         yield from map(described, masked_conv2d.products(x, weight, words, None, stride, kernel // 2, 1, groups))
 
 

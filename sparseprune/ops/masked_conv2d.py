@@ -58,11 +58,7 @@ def masked_conv2d(
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    words = packed(mask, weight)
-    if backends.is_recorded():
-        y = _MaskedConv2d.apply(batch, weight, words, bias, geometry, backend)
-    else:
-        y = _forward(batch, weight, words, bias, *geometry, backend)
+    y = backends.apply(_MaskedConv2d, batch, weight, packed(mask, weight), bias, geometry, backend)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -143,7 +139,8 @@ def input_grad_reference(grad, weight, words, input_size, stride, padding, dilat
 def weight_grad_reference(grad, x, words, weight_size, stride, padding, dilation, groups):
     shape = grad.new_empty(1).expand(weight_size)
     geometry = (stride, padding, dilation, groups)
-    return masked(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+    dw = convolution_backward(grad, x, shape, *geometry, [False, True, False])[1]
+    return masked(dw, words).contiguous(memory_format=layout_of(x))
 
 
 def _empty_like(tensor: Tensor, size: Any) -> Tensor:
@@ -163,15 +160,16 @@ def _dense_input_grad(grad, weight, words, input_size, *geometry):
 
 def _dense_weight_grad(grad, x, words, weight_size, *geometry):
     shape = grad.new_empty(1).expand(weight_size)
-    return masked_(convolution_backward(grad, x, shape, *geometry, [False, True, False])[1].contiguous(), words)
+    dw = convolution_backward(grad, x, shape, *geometry, [False, True, False])[1]
+    return masked_(dw.contiguous(memory_format=layout_of(x)), words)
 
 
-def _on_contiguous(kernel: Implementation, keeps_layout: bool = True) -> Implementation:
-    """A kernel of ours, which knows one layout; the result is in that of the first argument."""
+def _on_contiguous(kernel: Implementation, leader: int = 0) -> Implementation:
+    """A kernel of ours, which knows one layout; the result is in that of argument ``leader``."""
 
     def run(*args: Any) -> Tensor:
         result = kernel.run(*backends.contiguous(args))
-        return result.contiguous(memory_format=layout_of(args[0])) if keeps_layout else result
+        return result.contiguous(memory_format=layout_of(args[leader]))
 
     return kernel._replace(run=run)
 
@@ -203,8 +201,8 @@ INPUT_GRAD = {
     "reference": backends.reference(input_grad_reference),
 }
 WEIGHT_GRAD = {
-    "native": _on_contiguous(backends.native("masked_conv2d_weight_grad"), keeps_layout=False),
-    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_weight_grad"), keeps_layout=False),
+    "native": _on_contiguous(backends.native("masked_conv2d_weight_grad"), leader=1),
+    "triton": _on_contiguous(backends.triton("masked_conv2d", "masked_conv2d_weight_grad"), leader=1),
     "dense": backends.reference(_dense_weight_grad),
     "reference": backends.reference(weight_grad_reference),
 }
@@ -234,7 +232,7 @@ _weight_grad = backends.register(
     "(Tensor grad, Tensor x, Tensor words, SymInt[] weight_size, "
     "int[] stride, int[] padding, int[] dilation, int groups, str backend) -> Tensor",
     WEIGHT_GRAD,
-    lambda grad, x, words, weight_size, *_: x.new_empty(weight_size),
+    lambda grad, x, words, weight_size, *_: _empty_like(x, weight_size),
     strided=True,
     choose=choose("masked_conv2d_weight_grad"),
 )
@@ -254,8 +252,8 @@ class _MaskedConv2d(Function):
     def backward(ctx, grad):
         x, weight, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dx = _InputGrad.apply(grad, weight, words, tuple(x.shape[1:]), *options) if needs[0] else None
-        dw = _WeightGrad.apply(grad, x, words, tuple(weight.shape), *options) if needs[1] else None
+        dx = backends.apply(_InputGrad, grad, weight, words, tuple(x.shape[1:]), *options) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, x, words, tuple(weight.shape), *options) if needs[1] else None
         db = grad.sum((0, 2, 3)) if needs[3] else None
         return dx, dw, None, db, None, None
 
@@ -278,8 +276,8 @@ class _InputGrad(Function):
     def backward(ctx, grad_dx):
         grad, weight, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _MaskedConv2d.apply(grad_dx, weight, words, None, *options) if needs[0] else None
-        dw = _WeightGrad.apply(grad, grad_dx, words, tuple(weight.shape), *options) if needs[1] else None
+        dgrad = backends.apply(_MaskedConv2d, grad_dx, weight, words, None, *options) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, grad_dx, words, tuple(weight.shape), *options) if needs[1] else None
         return dgrad, dw, None, None, None, None
 
     @staticmethod
@@ -301,8 +299,8 @@ class _WeightGrad(Function):
     def backward(ctx, grad_dw):
         grad, x, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _MaskedConv2d.apply(x, grad_dw, words, None, *options) if needs[0] else None
-        dx = _InputGrad.apply(grad, grad_dw, words, tuple(x.shape[1:]), *options) if needs[1] else None
+        dgrad = backends.apply(_MaskedConv2d, x, grad_dw, words, None, *options) if needs[0] else None
+        dx = backends.apply(_InputGrad, grad, grad_dw, words, tuple(x.shape[1:]), *options) if needs[1] else None
         return dgrad, dx, None, None, None, None
 
     @staticmethod

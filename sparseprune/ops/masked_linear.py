@@ -56,8 +56,7 @@ def masked_linear(
     """
     x, weight, bias = backends.autocast(x, weight, bias)
     words = _check(x, weight, mask, bias)
-    product = _MaskedLinear.apply if backends.is_recorded() else _forward
-    y = product(x.reshape(-1, weight.shape[1]), weight, words, bias, backend)
+    y = backends.apply(_MaskedLinear, x.reshape(-1, weight.shape[1]), weight, words, bias, backend)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -193,8 +192,8 @@ class _MaskedLinear(Function):
     def backward(ctx, grad):
         x, weight, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dx = _InputGrad.apply(grad, weight, words, ctx.backend) if needs[0] else None
-        dw = _WeightGrad.apply(grad, x, words, ctx.backend) if needs[1] else None
+        dx = backends.apply(_InputGrad, grad, weight, words, ctx.backend) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, x, words, ctx.backend) if needs[1] else None
         db = grad.sum(0) if needs[3] else None
         return dx, dw, None, db, None
 
@@ -217,8 +216,8 @@ class _InputGrad(Function):
     def backward(ctx, grad_dx):
         grad, weight, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dgrad = _MaskedLinear.apply(grad_dx, weight, words, None, ctx.backend) if needs[0] else None
-        dw = _WeightGrad.apply(grad, grad_dx, words, ctx.backend) if needs[1] else None
+        dgrad = backends.apply(_MaskedLinear, grad_dx, weight, words, None, ctx.backend) if needs[0] else None
+        dw = backends.apply(_WeightGrad, grad, grad_dx, words, ctx.backend) if needs[1] else None
         return dgrad, dw, None, None
 
     @staticmethod
@@ -240,8 +239,8 @@ class _WeightGrad(Function):
     def backward(ctx, grad_dw):
         grad, x, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dgrad = _MaskedLinear.apply(x, grad_dw, words, None, ctx.backend) if needs[0] else None
-        dx = _InputGrad.apply(grad, grad_dw, words, ctx.backend) if needs[1] else None
+        dgrad = backends.apply(_MaskedLinear, x, grad_dw, words, None, ctx.backend) if needs[0] else None
+        dx = backends.apply(_InputGrad, grad, grad_dw, words, ctx.backend) if needs[1] else None
         return dgrad, dx, None, None
 
     @staticmethod

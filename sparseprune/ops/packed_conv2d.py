@@ -54,7 +54,7 @@ def packed_conv2d(
     check_packed(x, values, mask, bias, 4)
     x, geometry = resolve(x, mask.shape, stride, padding, dilation, groups)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = _PackedConv2d.apply(batch, values, mask.words, bias, (list(mask.shape[2:]), *geometry), backend)
+    y = backends.apply(_PackedConv2d, batch, values, mask.words, bias, (list(mask.shape[2:]), *geometry), backend)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -162,8 +162,8 @@ class _PackedConv2d(Function):
     def backward(ctx, grad):
         x, values, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dx = _InputGrad.apply(grad, values, words, tuple(x.shape[1:]), *options) if needs[0] else None
-        dv = _ValuesGrad.apply(grad, x, words, values.shape[0], *options) if needs[1] else None
+        dx = backends.apply(_InputGrad, grad, values, words, tuple(x.shape[1:]), *options) if needs[0] else None
+        dv = backends.apply(_ValuesGrad, grad, x, words, values.shape[0], *options) if needs[1] else None
         db = grad.sum((0, 2, 3)) if needs[3] else None
         return dx, dv, None, db, None, None
 
@@ -186,8 +186,8 @@ class _InputGrad(Function):
     def backward(ctx, grad_dx):
         grad, values, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _PackedConv2d.apply(grad_dx, values, words, None, *options) if needs[0] else None
-        dv = _ValuesGrad.apply(grad, grad_dx, words, values.shape[0], *options) if needs[1] else None
+        dgrad = backends.apply(_PackedConv2d, grad_dx, values, words, None, *options) if needs[0] else None
+        dv = backends.apply(_ValuesGrad, grad, grad_dx, words, values.shape[0], *options) if needs[1] else None
         return dgrad, dv, None, None, None, None
 
     @staticmethod
@@ -209,8 +209,8 @@ class _ValuesGrad(Function):
     def backward(ctx, grad_dv):
         grad, x, words = ctx.saved_tensors
         needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = _PackedConv2d.apply(x, grad_dv, words, None, *options) if needs[0] else None
-        dx = _InputGrad.apply(grad, grad_dv, words, tuple(x.shape[1:]), *options) if needs[1] else None
+        dgrad = backends.apply(_PackedConv2d, x, grad_dv, words, None, *options) if needs[0] else None
+        dx = backends.apply(_InputGrad, grad, grad_dv, words, tuple(x.shape[1:]), *options) if needs[1] else None
         return dgrad, dx, None, None, None, None
 
     @staticmethod

@@ -41,7 +41,7 @@ def packed_linear(
     out, columns = mask.shape
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
-    y = _PackedLinear.apply(x.reshape(-1, columns), values, mask.words, bias, backend)
+    y = backends.apply(_PackedLinear, x.reshape(-1, columns), values, mask.words, bias, backend)
     return y.reshape(*x.shape[:-1], out)
 
 
@@ -123,8 +123,8 @@ class _PackedLinear(Function):
     def backward(ctx, grad):
         x, values, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dx = _InputGrad.apply(grad, values, words, x.shape[1], ctx.backend) if needs[0] else None
-        dv = _ValuesGrad.apply(grad, x, words, values.shape[0], ctx.backend) if needs[1] else None
+        dx = backends.apply(_InputGrad, grad, values, words, x.shape[1], ctx.backend) if needs[0] else None
+        dv = backends.apply(_ValuesGrad, grad, x, words, values.shape[0], ctx.backend) if needs[1] else None
         db = grad.sum(0) if needs[3] else None
         return dx, dv, None, db, None
 
@@ -147,8 +147,8 @@ class _InputGrad(Function):
     def backward(ctx, grad_dx):
         grad, values, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dgrad = _PackedLinear.apply(grad_dx, values, words, None, ctx.backend) if needs[0] else None
-        dv = _ValuesGrad.apply(grad, grad_dx, words, values.shape[0], ctx.backend) if needs[1] else None
+        dgrad = backends.apply(_PackedLinear, grad_dx, values, words, None, ctx.backend) if needs[0] else None
+        dv = backends.apply(_ValuesGrad, grad, grad_dx, words, values.shape[0], ctx.backend) if needs[1] else None
         return dgrad, dv, None, None, None
 
     @staticmethod
@@ -170,8 +170,8 @@ class _ValuesGrad(Function):
     def backward(ctx, grad_dv):
         grad, x, words = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        dgrad = _PackedLinear.apply(x, grad_dv, words, None, ctx.backend) if needs[0] else None
-        dx = _InputGrad.apply(grad, grad_dv, words, x.shape[1], ctx.backend) if needs[1] else None
+        dgrad = backends.apply(_PackedLinear, x, grad_dv, words, None, ctx.backend) if needs[0] else None
+        dx = backends.apply(_InputGrad, grad, grad_dv, words, x.shape[1], ctx.backend) if needs[1] else None
         return dgrad, dx, None, None, None
 
     @staticmethod

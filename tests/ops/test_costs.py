@@ -197,4 +197,5 @@ def test_channels_last_on_every_backend():
         assert y.is_contiguous(memory_format=torch.channels_last)
         dx, dw = torch.autograd.grad(y.square().sum(), (x, weight))
         assert dx.is_contiguous(memory_format=torch.channels_last)
+        assert dw.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close((dx, dw), (expected[0], expected[1] * keep))
