@@ -60,7 +60,7 @@ class LinearNetwork:
         check_example(example_input, dtype)
         self._model, self._structural = model, structural
         first = next((p for p in model.parameters() if p.is_floating_point()), example_input)
-        self.dtype = dtype or (first.dtype if first.dtype == torch.float64 else torch.float32)
+        self.dtype = flow_dtype(model, example_input, dtype)
         self.weights = {name: self._positive(name, p) for name, p in model.named_parameters()}
         shape = (1, *example_input.shape[1:])
         self._ones = torch.ones(shape, dtype=self.dtype, device=first.device)
@@ -172,6 +172,12 @@ def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tens
     network = LinearNetwork(model, example_input, structural=True)
     flow = network.flow({name: mask.to(network.weights[name]) for name, mask in masks.items()}, saturate=True)
     return Paths(bool(flow.value > 0), {name: mask & (flow.gradients[name] > 0) for name, mask in masks.items()})
+
+
+def flow_dtype(model: nn.Module, example_input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype to compute in: as given, or the weights' own where it is float64, else float32."""
+    first = next((p for p in model.parameters() if p.is_floating_point()), example_input)
+    return dtype or (first.dtype if first.dtype == torch.float64 else torch.float32)
 
 
 def check_example(example_input: Tensor, dtype: torch.dtype | None = None) -> None:
