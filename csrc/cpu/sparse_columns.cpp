@@ -7,6 +7,7 @@ namespace sparseprune {
 namespace {
 
 constexpr int64_t kPiece = 32;    // the columns of x that a task takes at most
+constexpr int64_t kAhead = 8;     // columns that x is prefetched ahead
 constexpr int64_t kTogether = 4;  // kept weights whose dot products share the loads of x
 
 // Eight lanes whatever the instruction set, so that a sum has the same order on all; four for maps of 2x2.
@@ -39,18 +40,6 @@ inline T sum(const Lanes<T, 8>& lanes) {
   return sum<T>(both);
 }
 
-// From counts[b][row] of kept weights in each block, how many of the row, and of all rows before, come before it.
-inline void counts_to_cursors(int32_t* counts, int64_t height) {
-  int32_t before = 0;
-  for (int64_t row = 0; row < height; ++row) {
-    for (int64_t b = 0; b < kColumnBlocks; ++b) {
-      const int32_t count = counts[b * height + row];
-      counts[b * height + row] = before;
-      before += count;
-    }
-  }
-}
-
 template <class Body>
 void for_blocks(const Parallel& parallel, int64_t entries, const Body& body) {
   const int64_t grain = entries < (1 << 14) ? kColumnBlocks : 1;
@@ -73,15 +62,20 @@ inline void for_kept(const int32_t* words, int64_t row, int64_t row_cols, int64_
   }
 }
 
-// y (contiguous [height, W]) += w x for the columns [begin, end).
+// y (contiguous [rows of the band, W]) += w x for the columns [begin, end) of a band.
 template <class T, int W>
-void add_products(const SparseColumns<T>& w, const T* x, int64_t width, int64_t begin, int64_t end, T* y) {
+void add_products(const SparseColumns<T>& w, int64_t band, const T* x, int64_t width, int64_t begin, int64_t end,
+                  T* y) {
   constexpr int kLane = W == 4 ? 4 : 8, kCount = W / kLane;
+  const int32_t* const starts = w.starts + band * w.cols;
+  T* const base = y - band * kBandRows * W;
   for (int64_t k = begin; k < end; ++k) {
     Lanes<T, kLane> line[kCount];
     for (int v = 0; v < kCount; ++v) get(line[v], x + k * width + v * kLane);
-    for (int32_t p = w.starts[k]; p < w.starts[k + 1]; ++p) {
-      T* const out = y + w.rows[p] * W;
+    for (int v = 0; v < kCount; v += 64 / (kLane * static_cast<int>(sizeof(T))))  // a stride no prefetcher follows
+      __builtin_prefetch(x + (k + kAhead) * width + v * kLane);
+    for (int32_t p = starts[k]; p < starts[k + 1]; ++p) {
+      T* const out = base + w.rows[p] * W;
       const T value = w.values[p];
       for (int v = 0; v < kCount; ++v) {
         Lanes<T, kLane> sums;
@@ -94,35 +88,40 @@ void add_products(const SparseColumns<T>& w, const T* x, int64_t width, int64_t 
 }
 
 template <class T>
-void add_products_one(const SparseColumns<T>& w, const T* x, int64_t begin, int64_t end, T* y) {
+void add_products_one(const SparseColumns<T>& w, int64_t band, const T* x, int64_t begin, int64_t end, T* y) {
+  const int32_t* const starts = w.starts + band * w.cols;
+  T* const base = y - band * kBandRows;
   for (int64_t k = begin; k < end; ++k) {
-    for (int32_t p = w.starts[k]; p < w.starts[k + 1]; ++p) y[w.rows[p]] += w.values[p] * x[k];
+    for (int32_t p = starts[k]; p < starts[k + 1]; ++p) base[w.rows[p]] += w.values[p] * x[k];
   }
 }
 
 template <class T>
-void add_piece(const SparseColumns<T>& w, const T* x, int64_t width, int64_t piece, int64_t begin, int64_t end, T* y) {
+void add_piece(const SparseColumns<T>& w, int64_t band, const T* x, int64_t width, int64_t piece, int64_t begin,
+               int64_t end, T* y) {
   switch (piece) {
     case 32:
-      return add_products<T, 32>(w, x, width, begin, end, y);
+      return add_products<T, 32>(w, band, x, width, begin, end, y);
     case 24:
-      return add_products<T, 24>(w, x, width, begin, end, y);
+      return add_products<T, 24>(w, band, x, width, begin, end, y);
     case 16:
-      return add_products<T, 16>(w, x, width, begin, end, y);
+      return add_products<T, 16>(w, band, x, width, begin, end, y);
     case 8:
-      return add_products<T, 8>(w, x, width, begin, end, y);
+      return add_products<T, 8>(w, band, x, width, begin, end, y);
     case 4:
-      return add_products<T, 4>(w, x, width, begin, end, y);
+      return add_products<T, 4>(w, band, x, width, begin, end, y);
     default:
-      return add_products_one(w, x, begin, end, y);
+      return add_products_one(w, band, x, begin, end, y);
   }
 }
 
-// How a product is cut: pieces of x's columns, and where those are few, blocks of w's columns whose sums are
-// added up in their order. By the sizes alone, so that no bit depends on the number of threads.
+// How a product is cut: bands of rows, pieces of x's columns, and where those are few, blocks of w's columns
+// whose sums are added up in their order. By the sizes alone, so that no bit depends on the number of threads.
 struct Cut {
-  int64_t width, pieces, splits;
-  explicit Cut(int64_t columns) : width(columns), pieces(ceil_div(columns, kPiece)), splits(pieces < 4 ? 4 : 1) {}
+  int64_t width, bands, pieces, splits;
+  Cut(int64_t height, int64_t columns)
+      : width(columns), bands(band_count(height)), pieces(ceil_div(columns, kPiece)),
+        splits(bands * pieces < 4 ? 4 : 1) {}
   int64_t columns(int64_t piece) const { return min_of(kPiece, width - piece * kPiece); }
 };
 
@@ -160,33 +159,40 @@ inline void score_rows(const SparseColumns<T>& w, int32_t p, const T* grad, cons
 template <class T, int kLane, bool kInput>
 void score_columns(const SparseColumns<T>& w, const T* grad, const T* x, T* x_grad, int64_t width, int64_t begin,
                    int64_t end, int32_t* cursor, T* scores) {
-  for (int64_t k = begin; k < end; ++k) {
-    const T* const line = x + k * width;
-    T* const down = kInput ? x_grad + k * width : nullptr;
-    if constexpr (kInput) std::memset(down, 0, static_cast<size_t>(width) * sizeof(T));
-    int32_t p = w.starts[k];
-    const int32_t last = w.starts[k + 1];
-    for (; p + kTogether <= last; p += kTogether)
-      score_rows<T, kTogether, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
-    if (p + 2 <= last) {
-      score_rows<T, 2, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
-      p += 2;
+  if constexpr (kInput)
+    std::memset(x_grad + begin * width, 0, static_cast<size_t>((end - begin) * width) * sizeof(T));
+  for (int64_t band = 0; band < w.bands(); ++band) {
+    const int32_t* const starts = w.starts + band * w.cols;
+    for (int64_t k = begin; k < end; ++k) {
+      const T* const line = x + k * width;
+      T* const down = kInput ? x_grad + k * width : nullptr;
+      int32_t p = starts[k];
+      const int32_t last = starts[k + 1];
+      for (; p + kTogether <= last; p += kTogether)
+        score_rows<T, kTogether, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
+      if (p + 2 <= last) {
+        score_rows<T, 2, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
+        p += 2;
+      }
+      if (p < last) score_rows<T, 1, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
     }
-    if (p < last) score_rows<T, 1, kLane, kInput>(w, p, grad, line, down, width, cursor, scores);
   }
 }
 
 template <class T>
 void score_columns_one(const SparseColumns<T>& w, const T* grad, const T* x, T* x_grad, int64_t begin, int64_t end,
                        int32_t* cursor, T* scores) {
-  for (int64_t k = begin; k < end; ++k) {
-    T sum = 0;
-    for (int32_t p = w.starts[k]; p < w.starts[k + 1]; ++p) {
-      const T part = w.values[p] * grad[w.rows[p]];
-      sum += part;
-      scores[cursor[w.rows[p]]++] = part * x[k];
+  for (int64_t band = 0; band < w.bands(); ++band) {
+    const int32_t* const starts = w.starts + band * w.cols;
+    for (int64_t k = begin; k < end; ++k) {
+      T sum = 0;
+      for (int32_t p = starts[k]; p < starts[k + 1]; ++p) {
+        const T part = w.values[p] * grad[w.rows[p]];
+        sum += part;
+        scores[cursor[w.rows[p]]++] = part * x[k];
+      }
+      if (x_grad != nullptr) x_grad[k] = band == 0 ? sum : x_grad[k] + sum;
     }
-    if (x_grad != nullptr) x_grad[k] = sum;
   }
 }
 
@@ -195,32 +201,38 @@ void score_columns_one(const SparseColumns<T>& w, const T* grad, const T* x, T* 
 template <Isa isa, class T>
 void pack_columns(const T* weight, const int32_t* words, int64_t height, int64_t row_cols, int64_t groups,
                   const NewColumns<T>& out, const Parallel& parallel) {
-  const int64_t cols = groups * row_cols, group_rows = height / max_of(groups, 1);
+  const int64_t cols = groups * row_cols, group_rows = height / max_of(groups, 1), bands = band_count(height);
   const int64_t entries = height * row_cols;
-  std::memset(out.starts, 0, static_cast<size_t>(cols + 1) * sizeof(int32_t));
+  std::memset(out.starts, 0, static_cast<size_t>(bands * cols + 1) * sizeof(int32_t));
   const auto visit = [&](int64_t b, const auto& body) {
     const int64_t begin = column_block(cols, b), end = column_block(cols, b + 1);
     for (int64_t row = 0; row < height; ++row) {
       const int64_t offset = row / group_rows * row_cols;
-      for_kept(words, row, row_cols, offset, begin, end, [&](int64_t k) { body(row, k, offset + k); });
+      const int64_t first = row / kBandRows * cols + offset;
+      for_kept(words, row, row_cols, offset, begin, end, [&](int64_t k) { body(row, k, first + k); });
     }
   };
   for_blocks(parallel, entries, [&](int64_t b) {
     int32_t* const counts = out.cursors + b * height;
     std::memset(counts, 0, static_cast<size_t>(height) * sizeof(int32_t));
-    visit(b, [&](int64_t row, int64_t, int64_t column) {
+    visit(b, [&](int64_t row, int64_t, int64_t start) {
       ++counts[row];
-      ++out.starts[column + 1];
+      ++out.starts[start + 1];
     });
   });
-  counts_to_cursors(out.cursors, height);
-  for (int64_t k = 0; k < cols; ++k) out.starts[k + 1] += out.starts[k];
+  int32_t before = 0;
+  for (int64_t part = 0; part < height * kColumnBlocks; ++part) {
+    int32_t& cursor = out.cursors[part % kColumnBlocks * height + part / kColumnBlocks];
+    const int32_t count = cursor;
+    cursor = before;
+    before += count;
+  }
+  for (int64_t i = 0; i < bands * cols; ++i) out.starts[i + 1] += out.starts[i];
+  Scratch<int32_t> next(bands * cols);
+  std::memcpy(next.get(), out.starts, static_cast<size_t>(bands * cols) * sizeof(int32_t));
   for_blocks(parallel, entries, [&](int64_t b) {
-    const int64_t begin = column_block(cols, b), end = column_block(cols, b + 1);
-    Scratch<int32_t> next(end - begin);
-    std::memcpy(next.get(), out.starts + begin, static_cast<size_t>(end - begin) * sizeof(int32_t));
-    visit(b, [&](int64_t row, int64_t k, int64_t column) {
-      const int32_t p = next[column - begin]++;
+    visit(b, [&](int64_t row, int64_t k, int64_t start) {
+      const int32_t p = next[start]++;
       out.rows[p] = static_cast<uint16_t>(row);
       out.values[p] = weight[row * row_cols + k];
     });
@@ -230,39 +242,50 @@ void pack_columns(const T* weight, const int32_t* words, int64_t height, int64_t
 template <Isa isa, class T>
 void narrow_columns(const SparseColumns<T>& columns, const int32_t* kept, const NewColumns<T>& out,
                     const Parallel& parallel) {
-  const int64_t height = columns.height, cols = columns.cols, entries = columns.starts[cols];
-  Scratch<uint8_t> flags(entries + 1);
-  // First which are kept, so that the second pass knows where each block begins.
+  const int64_t height = columns.height, cols = columns.cols, entries = columns.entries(), bands = columns.bands();
+  // The cursors ascend row by row, so one walk over the bits finds how many kept ones come before each, and so
+  // where each band's part of each block of columns begins.
+  Scratch<int32_t> firsts(bands * kColumnBlocks);
+  std::memset(firsts.get(), 0, static_cast<size_t>(bands * kColumnBlocks) * sizeof(int32_t));
+  int64_t word = 0, before = 0, last = 0;
+  const auto kept_before = [&](int64_t i) {
+    for (; 64 * (word + 1) <= i; ++word) before += __builtin_popcountll(load_bits(kept, word));
+    return i % 64 == 0 ? before : before + __builtin_popcountll(load_bits(kept, word) & low_bits(i % 64));
+  };
+  for (int64_t part = 0; part <= height * kColumnBlocks; ++part) {
+    const int64_t at = part % kColumnBlocks * height + part / kColumnBlocks;
+    const bool end = part == height * kColumnBlocks;
+    const int64_t cursor = kept_before(end ? entries : columns.cursors[at]);
+    if (part > 0) {
+      const int64_t row = (part - 1) / kColumnBlocks;
+      firsts[row / kBandRows * kColumnBlocks + (part - 1) % kColumnBlocks] += static_cast<int32_t>(cursor - last);
+    }
+    if (!end) out.cursors[at] = static_cast<int32_t>(cursor);
+    last = cursor;
+  }
+  int32_t sum = 0;
+  for (int64_t i = 0; i < bands * kColumnBlocks; ++i) {
+    const int32_t count = firsts[i];
+    firsts[i] = sum;
+    sum += count;
+  }
+  out.starts[0] = 0;
   for_blocks(parallel, entries, [&](int64_t b) {
-    int32_t* const counts = out.cursors + b * height;
-    std::memset(counts, 0, static_cast<size_t>(height) * sizeof(int32_t));
     Scratch<int32_t> cursor(height);
     std::memcpy(cursor.get(), columns.cursors + b * height, static_cast<size_t>(height) * sizeof(int32_t));
-    for (int64_t k = column_block(cols, b); k < column_block(cols, b + 1); ++k) {
-      int32_t count = 0;
-      for (int32_t p = columns.starts[k]; p < columns.starts[k + 1]; ++p) {
-        const uint16_t row = columns.rows[p];
-        const int32_t i = cursor[row]++;
-        const auto flag = static_cast<uint8_t>((static_cast<uint32_t>(kept[i >> 5]) >> (i & 31)) & 1);
-        flags[p] = flag;
-        counts[row] += flag;
-        count += flag;
-      }
-      out.starts[k + 1] = count;
-    }
-  });
-  counts_to_cursors(out.cursors, height);
-  out.starts[0] = 0;
-  for (int64_t k = 0; k < cols; ++k) out.starts[k + 1] += out.starts[k];
-  const int32_t total = out.starts[cols];
-  for_blocks(parallel, entries, [&](int64_t b) {
-    const int32_t begin = columns.starts[column_block(cols, b)], end = columns.starts[column_block(cols, b + 1)];
-    int32_t next = out.starts[column_block(cols, b)];
-    for (int32_t p = begin; p < end && next < total; ++p) {  // nothing is written beyond the last kept one
-      if (flags[p] != 0) {
-        out.rows[next] = columns.rows[p];
-        out.values[next] = columns.values[p];
-        ++next;
+    for (int64_t band = 0; band < bands; ++band) {
+      const int32_t* const starts = columns.starts + band * cols;
+      int32_t next = firsts[band * kColumnBlocks + b];
+      for (int64_t k = column_block(cols, b); k < column_block(cols, b + 1); ++k) {
+        for (int32_t p = starts[k]; p < starts[k + 1]; ++p) {
+          const uint16_t row = columns.rows[p];
+          const int32_t i = cursor[row]++;
+          if ((static_cast<uint32_t>(kept[i >> 5]) >> (i & 31)) & 1) {
+            out.rows[next] = row;
+            out.values[next++] = columns.values[p];
+          }
+        }
+        out.starts[band * cols + k + 1] = next;
       }
     }
   });
@@ -272,16 +295,18 @@ template <Isa isa, class T>
 void columns_product(const SparseColumns<T>& columns, const T* x, int64_t width, const T* scale, T* y,
                      const Parallel& parallel) {
   const int64_t height = columns.height;
-  const Cut cut(width);
-  const int64_t size = height * kPiece;
-  Scratch<T> sums(cut.pieces * cut.splits * size);
-  const int64_t work = columns.starts[columns.cols] * min_of(width, kPiece) * static_cast<int64_t>(sizeof(T));
-  for_ranges(parallel, cut.pieces * cut.splits, grain_of(work / cut.splits), [&](int64_t begin, int64_t end) {
+  const Cut cut(height, width);
+  const int64_t size = kBandRows * kPiece;
+  Scratch<T> sums(cut.bands * cut.pieces * cut.splits * size);
+  const int64_t tasks = cut.bands * cut.pieces * cut.splits;
+  const int64_t work = columns.entries() * width * static_cast<int64_t>(sizeof(T)) / max_of(tasks, 1);
+  for_ranges(parallel, tasks, grain_of(work), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t piece = task / cut.splits, split = task % cut.splits;
+      const int64_t split = task % cut.splits, piece = task / cut.splits % cut.pieces;
+      const int64_t band = task / cut.splits / cut.pieces;
       T* const out = sums.get() + task * size;
-      std::memset(out, 0, static_cast<size_t>(height * cut.columns(piece)) * sizeof(T));
-      add_piece(columns, x + piece * kPiece, width, cut.columns(piece), columns.cols * split / cut.splits,
+      std::memset(out, 0, static_cast<size_t>(kBandRows * cut.columns(piece)) * sizeof(T));
+      add_piece(columns, band, x + piece * kPiece, width, cut.columns(piece), columns.cols * split / cut.splits,
                 columns.cols * (split + 1) / cut.splits, out);
     }
   });
@@ -290,8 +315,8 @@ void columns_product(const SparseColumns<T>& columns, const T* x, int64_t width,
     for (int64_t row = begin; row < end; ++row) {
       const T factor = scale == nullptr ? T{1} : scale[row];
       for (int64_t piece = 0; piece < cut.pieces; ++piece) {
-        const int64_t count = cut.columns(piece);
-        const T* const first = sums.get() + piece * cut.splits * size + row * count;
+        const int64_t count = cut.columns(piece), task = (row / kBandRows * cut.pieces + piece) * cut.splits;
+        const T* const first = sums.get() + task * size + row % kBandRows * count;
         T* const out = y + row * width + piece * kPiece;
         for (int64_t u = 0; u < count; ++u) {
           T total = first[u];
@@ -314,7 +339,7 @@ void columns_gradients(const SparseColumns<T>& columns, const T* grad, const T* 
     }
     grad = scaled.get();
   }
-  for_blocks(parallel, (columns.starts[columns.cols] + columns.cols) * max_of(width / 4, 1), [&](int64_t b) {
+  for_blocks(parallel, (columns.entries() + columns.cols) * max_of(width / 4, 1), [&](int64_t b) {
     Scratch<int32_t> cursor(height);
     std::memcpy(cursor.get(), columns.cursors + b * height, static_cast<size_t>(height) * sizeof(int32_t));
     const int64_t begin = column_block(columns.cols, b), end = column_block(columns.cols, b + 1);

@@ -57,22 +57,26 @@ void spread_bits(const int32_t* words, const int32_t* kept, const int64_t* first
 }
 
 template <Isa isa>
-void collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept) {
+Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept) {
   int64_t i = 0;
+  Collected found = {0, 0};
   for (int64_t word = 0; word < rows * row_words / 2; ++word) {
-    const uint64_t mask = load_bits(words, word);
+    const uint64_t mask = load_bits(words, word), wanted = load_bits(part, word);
+    found.strays += __builtin_popcountll(wanted & ~mask);
     const int count = __builtin_popcountll(mask);
     if (count == 0) continue;
-    const uint64_t bits = extract(load_bits(part, word), mask);
+    const uint64_t bits = extract(wanted, mask);
+    found.kept += __builtin_popcountll(bits);
     const int shift = static_cast<int>(i % 64);
     store_bits(kept, i / 64, load_bits(kept, i / 64) | bits << shift);
     if (shift + count > 64) store_bits(kept, i / 64 + 1, bits >> (64 - shift));
     i += count;
   }
+  return found;
 }
 
 template void spread_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, const int64_t*, int64_t, int64_t,
                                                 int32_t*, const Parallel&);
-template void collect_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*);
+template Collected collect_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*);
 
 }  // namespace sparseprune

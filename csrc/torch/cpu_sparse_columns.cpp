@@ -8,6 +8,8 @@
 namespace sparseprune::torch_cpu {
 namespace {
 
+int64_t max_of(int64_t a, int64_t b) { return a < b ? b : a; }
+
 void check_type(const Tensor& tensor, const char* name, ScalarType type, const char* wanted) {
   STD_TORCH_CHECK(tensor.scalar_type() == type, "`", name, "` must be an ", wanted, " tensor, got another dtype");
 }
@@ -22,22 +24,27 @@ void check_columns(const Tensor& starts, const Tensor& rows, const Tensor& value
   check_type(cursors, "cursors", ScalarType::Int, "int32");
   check_real(values, "values");
   check_size(cursors, "cursors", 0, kColumnBlocks);
-  STD_TORCH_CHECK(starts.size(0) > 0, "`starts` must have an entry more than there are columns, got none");
+  STD_TORCH_CHECK(starts.size(0) > 0 && (starts.size(0) - 1) % max_of(band_count(cursors.size(1)), 1) == 0,
+                  "`starts` must have an entry for each column of each band and one more, got ", starts.size(0));
   const int64_t entries = data<int32_t>(starts)[starts.size(0) - 1];
   check_size(rows, "rows", 0, entries);
   check_size(values, "values", 0, entries);
 }
 
+int64_t columns_in(const Tensor& starts, const Tensor& cursors) {
+  return (starts.size(0) - 1) / max_of(band_count(cursors.size(1)), 1);
+}
+
 template <class T>
 SparseColumns<T> columns_of(const Tensor& starts, const Tensor& rows, const Tensor& values, const Tensor& cursors) {
-  return {cursors.size(1), starts.size(0) - 1, data<int32_t>(starts),
+  return {cursors.size(1), columns_in(starts, cursors), data<int32_t>(starts),
           static_cast<const uint16_t*>(rows.const_data_ptr()), data<T>(values), data<int32_t>(cursors)};
 }
 
 struct Made {
   Tensor starts, rows, values, cursors;
   Made(int64_t cols, int64_t entries, int64_t height, ScalarType type)
-      : starts(empty({cols + 1}, ScalarType::Int)),
+      : starts(empty({band_count(height) * cols + 1}, ScalarType::Int)),
         rows(empty({entries}, ScalarType::Short)),
         values(empty({entries}, type)),
         cursors(empty({kColumnBlocks, height}, ScalarType::Int)) {}
@@ -58,9 +65,7 @@ std::vector<Tensor> pack_columns(const Tensor& weight, const Tensor& words, int6
   STD_TORCH_CHECK(groups > 0 && height % groups == 0, "`groups` must divide the ", height, " rows, got ", groups);
   STD_TORCH_CHECK(height * row_cols < (int64_t{1} << 31), "`weight` must have fewer than 2^31 elements, got ",
                   height * row_cols);
-  int64_t counted = 0;
-  for (int64_t i = 0; i < words.size(0) * words.size(1); ++i)
-    counted += __builtin_popcount(static_cast<uint32_t>(data<int32_t>(words)[i]));
+  const int64_t counted = count_bits(words);
   STD_TORCH_CHECK(entries == counted, "`entries` must be the ", counted, " set bits of words, got ", entries);
   Made made(groups * row_cols, entries, height, weight.scalar_type());
   with_real(weight, [&](auto zero) {
@@ -77,11 +82,9 @@ std::vector<Tensor> narrow_columns(const Tensor& starts, const Tensor& rows, con
                                    const Tensor& cursors, const Tensor& kept, int64_t entries) {
   check_columns(starts, rows, values, cursors);
   check_words(kept, "kept", 1, rows.size(0));
-  int64_t counted = 0;
-  for (int64_t i = 0; i < kept.size(1); ++i)
-    counted += __builtin_popcount(static_cast<uint32_t>(data<int32_t>(kept)[i]));
+  const int64_t counted = count_bits(kept);
   STD_TORCH_CHECK(entries == counted, "`entries` must be the ", counted, " set bits of kept, got ", entries);
-  Made made(starts.size(0) - 1, entries, cursors.size(1), values.scalar_type());
+  Made made(columns_in(starts, cursors), entries, cursors.size(1), values.scalar_type());
   with_real(values, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
@@ -112,7 +115,7 @@ Tensor columns_product(const Tensor& starts, const Tensor& rows, const Tensor& v
   check_columns(starts, rows, values, cursors);
   check_layout(x, "x", 2);
   const int64_t height = cursors.size(1), width = x.size(1);
-  check_activations(x, "x", starts.size(0) - 1, width, values);
+  check_activations(x, "x", columns_in(starts, cursors), width, values);
   check_scale(scale, height, values);
   Tensor y = empty({height, width}, x.scalar_type());
   with_real(x, [&](auto zero) {
@@ -132,7 +135,7 @@ std::vector<Tensor> columns_gradients(const Tensor& starts, const Tensor& rows, 
                                       std::optional<Tensor> scale, bool input_grad) {
   check_columns(starts, rows, values, cursors);
   check_layout(x, "x", 2);
-  const int64_t height = cursors.size(1), cols = starts.size(0) - 1, width = x.size(1);
+  const int64_t height = cursors.size(1), cols = columns_in(starts, cursors), width = x.size(1);
   check_activations(x, "x", cols, width, values);
   check_activations(grad, "grad", height, width, values);
   check_scale(scale, height, values);

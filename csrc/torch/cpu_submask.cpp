@@ -1,6 +1,7 @@
 #include <sparseprune/submask.h>
 
 #include <cstring>
+#include <vector>
 
 #include "cpu_common.h"
 
@@ -26,19 +27,23 @@ Tensor spread_bits(const Tensor& words, const Tensor& kept, const Tensor& first)
   return out;
 }
 
-Tensor collect_bits(const Tensor& words, const Tensor& part, int64_t count) {
+// The bits; int64 [2]: how many bits of `part` are within `words`, and how many are not.
+std::vector<Tensor> collect_bits(const Tensor& words, const Tensor& part, int64_t count) {
   check_layout(words, "words", 2);
   const int64_t rows = words.size(0), row_words = words.size(1);
   check_words(words, "words", rows, 32 * row_words);
   check_words(part, "part", rows, 32 * row_words);
-  STD_TORCH_CHECK(count >= 0, "`count` must be at least 0, got ", count);
-  Tensor kept = empty({1, words_per_row(count)}, ScalarType::Int);
+  const int64_t counted = count_bits(words);
+  STD_TORCH_CHECK(count == counted, "`count` must be the ", counted, " set bits of words, got ", count);
+  Tensor kept = empty({1, words_per_row(count)}, ScalarType::Int), counts = empty({2}, ScalarType::Long);
   std::memset(mutable_data<int32_t>(kept), 0, static_cast<size_t>(kept.size(1)) * sizeof(int32_t));
   with_isa([&](auto isa) {
-    sparseprune::collect_bits<decltype(isa)::value>(data<int32_t>(words), data<int32_t>(part), rows, row_words,
-                                                    mutable_data<int32_t>(kept));
+    const auto found = sparseprune::collect_bits<decltype(isa)::value>(
+        data<int32_t>(words), data<int32_t>(part), rows, row_words, mutable_data<int32_t>(kept));
+    mutable_data<int64_t>(counts)[0] = found.kept;
+    mutable_data<int64_t>(counts)[1] = found.strays;
   });
-  return kept;
+  return {kept, counts};
 }
 
 }  // namespace

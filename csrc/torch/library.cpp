@@ -43,5 +43,5 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def("max_positions(Tensor x, Tensor windows, int width) -> Tensor[]");
   m.def("max_positions_grad(Tensor grad, Tensor winners, int width) -> Tensor");
   m.def("spread_bits(Tensor words, Tensor kept, Tensor first) -> Tensor");
-  m.def("collect_bits(Tensor words, Tensor part, int count) -> Tensor");
+  m.def("collect_bits(Tensor words, Tensor part, int count) -> Tensor[]");
 }

@@ -107,14 +107,16 @@ class SynFlowStep:
         """
         return self._by_network(masks) if self._lowered is None else self._by_program(self._lowered, masks)
 
-    def _by_program(self, lowered: LoweredNetwork, masks: Masks | None) -> dict[str, SurvivorScores]:
+    def _by_program(self, lowered: LoweredNetwork, masks: Masks | None) -> dict[str, Product | SurvivorScores]:
         kept = {name: self._mask(name, masks) for name in {*lowered.weights, *self._names}}
         scores = lowered.scores({name: kept[name] for name in lowered.weights})
         value, exponent = lowered.flow
-        self._check_range([value, *(float(s.amax()) for s in scores.values() if s.numel())])
+        peaks = [s.gradient if isinstance(s, Product) else s.values for s in scores.values()]
+        self._check_range([value, *(float(peak.amax()) for peak in peaks if peak.numel())])
         self.log2_flow = math.log2(value) + exponent if value > 0 else -math.inf
-        unread = {name: torch.zeros(kept[name].count()) for name in self._names if name not in scores}
-        return {name: SurvivorScores((scores | unread)[name], kept[name]) for name in self._names}
+        unread = [name for name in self._names if name not in scores]
+        scores |= {name: SurvivorScores(torch.zeros(kept[name].count()), kept[name]) for name in unread}
+        return {name: scores[name] for name in self._names}
 
     def _mask(self, name: str, masks: Masks | None) -> BitMask:
         if masks is not None and name in masks:

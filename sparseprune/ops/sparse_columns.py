@@ -16,15 +16,16 @@ from .bitmask import BitMask, as_rows
 from .mask_bits import unpack_mask
 
 BLOCKS = 8  # of columns, each with cursors into the scores: kColumnBlocks of the kernel
+BAND = 256  # rows that are stored together: kBandRows
 MOST_ROWS = 65_536  # row numbers have 16 bits
 
 
 @dataclass(frozen=True, eq=False)
 class SparseColumns:
-    """A [O, I] matrix of which only kept weights are stored, the I columns one after the other.
+    """A [O, I] matrix of which only kept weights are stored: bands of 256 rows, each column by column.
 
     Attributes:
-        starts: int32 [I + 1], where each column's weights begin.
+        starts: int32 [ceil(O / 256) I + 1], where each column's weights begin in each band.
         rows, values: [kept], int16 (unsigned) and float32 or float64; in a column rows ascend.
         cursors: int32 [8, O], how many kept weights, counted row by row, come before each row's part of each eighth
             of the columns.
@@ -56,9 +57,9 @@ class SparseColumns:
         made = backends.call("pack_columns", PACK, backend, matrix, mask.words, groups, mask.count())
         return cls(*made, backend)
 
-    def narrow(self, kept: BitMask) -> SparseColumns:
-        """Of these weights, counted row by row, those that ``kept`` [number of them] keeps."""
-        made = backends.call("narrow_columns", NARROW, self.backend, *self._parts, kept.words, kept.count())
+    def narrow(self, kept: BitMask, count: int) -> SparseColumns:
+        """Of these weights, counted row by row, the ``count`` that ``kept`` [number of them] keeps."""
+        made = backends.call("narrow_columns", NARROW, self.backend, *self._parts, kept.words, count)
         return SparseColumns(*made, self.backend)
 
     def product(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -83,14 +84,17 @@ class SparseColumns:
 
 
 def _made(rows: Tensor, columns: Tensor, values: Tensor, height: int, cols: int) -> list[Tensor]:
-    """From weights given column by column."""
-    counts = torch.bincount(columns, minlength=cols)
+    """From weights in any order."""
+    place = rows // BAND * cols + columns
+    order = (place * height + rows).argsort()
+    rows, columns, place = rows[order], columns[order], place[order]
+    counts = torch.bincount(place, minlength=-(-height // BAND) * cols)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     edges = torch.tensor([cols * b // BLOCKS for b in range(BLOCKS + 1)])
     block = torch.bucketize(columns, edges, right=True) - 1
     per_part = torch.bincount(rows * BLOCKS + block, minlength=height * BLOCKS)
     cursors = (per_part.cumsum(0) - per_part).view(height, BLOCKS).t()
-    return [starts.int(), rows.to(torch.int16), values, cursors.int().contiguous()]
+    return [starts.int(), rows.to(torch.int16), values[order], cursors.int().contiguous()]
 
 
 def pack_reference(weight: Tensor, words: Tensor, groups: int, entries: int) -> list[Tensor]:
@@ -98,15 +102,18 @@ def pack_reference(weight: Tensor, words: Tensor, groups: int, entries: int) -> 
     mask = unpack_mask(words, cols)
     rows, columns = mask.nonzero(as_tuple=True)
     columns = columns + rows // max(height // groups, 1) * cols
-    order = (columns * height + rows).argsort()
-    return _made(rows[order], columns[order], weight[mask][order], height, groups * cols)
+    return _made(rows, columns, weight[mask], height, groups * cols)
 
 
-def _listed(starts: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor, Tensor]:
+def _columns(starts: Tensor, cursors: Tensor) -> int:
+    return (len(starts) - 1) // max(-(-cursors.shape[1] // BAND), 1)
+
+
+def _listed(starts: Tensor, rows: Tensor, cursors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Row and column of every weight, and its number, counted row by row."""
-    rows = rows.long() & 0xFFFF
-    columns = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
-    order = (rows * max(len(starts) - 1, 1) + columns).argsort()
+    rows, cols = rows.long() & 0xFFFF, _columns(starts, cursors)
+    columns = torch.repeat_interleave(torch.arange(len(starts) - 1) % max(cols, 1), starts.diff().long())
+    order = (rows * max(cols, 1) + columns).argsort()
     number = torch.empty_like(order)
     number[order] = torch.arange(len(order))
     return rows, columns, number
@@ -115,15 +122,14 @@ def _listed(starts: Tensor, rows: Tensor, height: int) -> tuple[Tensor, Tensor, 
 def narrow_reference(
     starts: Tensor, rows: Tensor, values: Tensor, cursors: Tensor, kept: Tensor, entries: int
 ) -> list[Tensor]:
-    height = cursors.shape[1]
-    rows, columns, number = _listed(starts, rows, height)
+    rows, columns, number = _listed(starts, rows, cursors)
     flags = unpack_mask(kept, len(rows))[0][number]
-    return _made(rows[flags], columns[flags], values[flags], height, len(starts) - 1)
+    return _made(rows[flags], columns[flags], values[flags], cursors.shape[1], _columns(starts, cursors))
 
 
 def _dense(starts: Tensor, rows: Tensor, values: Tensor, cursors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows, columns, number = _listed(starts, rows, cursors.shape[1])
-    matrix = values.new_zeros(cursors.shape[1], len(starts) - 1)
+    rows, columns, number = _listed(starts, rows, cursors)
+    matrix = values.new_zeros(cursors.shape[1], _columns(starts, cursors))
     matrix[rows, columns] = values
     return matrix, rows, columns, number
 

@@ -17,11 +17,10 @@ def keep_within(mask: BitMask, kept: BitMask, *, backend: str = backends.DEFAULT
     return BitMask._trusted(backends.call("spread_bits", SPREAD, backend, mask.words, kept.words, first), mask.shape)
 
 
-def within(mask: BitMask, part: BitMask, *, backend: str = backends.DEFAULT) -> BitMask:
-    """The inverse: which of ``mask``'s weights ``part`` keeps. What it keeps beside them is left out."""
-    count = mask.count()
-    words = backends.call("collect_bits", COLLECT, backend, mask.words, part.words, count)
-    return BitMask._trusted(words, (count,))
+def within(mask: BitMask, part: BitMask, count: int, *, backend: str = backends.DEFAULT) -> tuple[BitMask, int, int]:
+    """The inverse: which of ``mask``'s ``count`` weights ``part`` keeps, how many those are, and how many others."""
+    words, counts = backends.call("collect_bits", COLLECT, backend, mask.words, part.words, count)
+    return BitMask._trusted(words, (count,)), *counts.tolist()
 
 
 def spread_reference(words: Tensor, kept: Tensor, first: Tensor) -> Tensor:
@@ -29,9 +28,10 @@ def spread_reference(words: Tensor, kept: Tensor, first: Tensor) -> Tensor:
     return pack_mask(mask.masked_scatter(mask, unpack_mask(kept, 32 * kept.shape[1])[0, : int(first[-1])]))
 
 
-def collect_reference(words: Tensor, part: Tensor, count: int) -> Tensor:
-    columns = 32 * words.shape[1]
-    return pack_mask(unpack_mask(part, columns)[unpack_mask(words, columns)][None])
+def collect_reference(words: Tensor, part: Tensor, count: int) -> list[Tensor]:
+    mask, wanted = (unpack_mask(w, 32 * words.shape[1]) for w in (words, part))
+    kept = wanted[mask][None]
+    return [pack_mask(kept), torch.stack([kept.sum(), (wanted & ~mask).sum()])]
 
 
 SPREAD = {"native": backends.native("spread_bits"), "reference": backends.reference(spread_reference)}

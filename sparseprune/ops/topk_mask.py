@@ -108,14 +108,19 @@ def topk_mask(
 def _among_survivors(
     scores: Sequence[Tensor | Product | SurvivorScores], masks: Sequence[BitMask] | None, k: int | Tensor, options: Any
 ) -> TopK:
-    """The same of scores that are of some slots only; where just those compete, the others are not looked at."""
-    left = [score.mask if isinstance(score, SurvivorScores) else None for score in scores]
-    if masks is None or len(masks) != len(left) or any(m is not s and m != s for m, s in zip(masks, left, strict=True)):
-        whole = [score.tensor() if isinstance(score, SurvivorScores) else score for score in scores]
-        return topk_mask(whole, k, masks=masks, **options)
-    found = topk_mask([score.values for score in scores], k, **options)
-    kept = [keep_within(mask, chosen) for mask, chosen in zip(left, found.masks, strict=True)]
+    """The same of scores that are of some slots only: where just those compete, the others are not looked at."""
+    if masks is None or len(masks) != len(scores):
+        return topk_mask([_whole(score) for score in scores], k, masks=masks, **options)
+    left = [isinstance(s, SurvivorScores) and (m is s.mask or m == s.mask) for s, m in zip(scores, masks, strict=True)]
+    compete = [BitMask.ones(s.values.shape) if on else m for s, m, on in zip(scores, masks, left, strict=True)]
+    values = [s.values if on else _whole(s) for s, on in zip(scores, left, strict=True)]
+    found = topk_mask(values, k, masks=None if all(left) else compete, **options)
+    kept = [keep_within(m, c) if on else c for m, c, on in zip(masks, found.masks, left, strict=True)]
     return found._replace(masks=kept)
+
+
+def _whole(score: Tensor | Product | SurvivorScores) -> Tensor | Product:
+    return score.tensor() if isinstance(score, SurvivorScores) else score
 
 
 class _Selection:

@@ -1,9 +1,10 @@
 // The kept weights of a matrix by columns, and what one linear layer of a SynFlow pass does with them: the
 // product, the gradient of its input, and the score w dR/dw of every kept weight.
 //
-// Column by column, because a layer's output for a few dozen positions fits in the first caches while its
-// columns (input channels times taps) do not. Scores leave in the order of the weights, row by row, through
-// cursors: how many kept weights of a row come before each of a few fixed blocks of columns.
+// Bands of 256 rows, and each column by column, because the output of a band for a few dozen positions fits in
+// the first cache while the columns (input channels times taps) do not. Scores leave in the order of the weights,
+// row by row, through cursors: how many kept weights come before the part of a row that is in each of a few
+// blocks of columns.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +15,14 @@
 namespace sparseprune {
 
 inline constexpr int64_t kColumnBlocks = 8;
+inline constexpr int64_t kBandRows = 256;
+
+inline constexpr int64_t band_count(int64_t height) { return (height + kBandRows - 1) / kBandRows; }
 
 // The columns of block b begin here.
 inline constexpr int64_t column_block(int64_t cols, int64_t b) { return cols * b / kColumnBlocks; }
 
-// starts: [cols + 1]. rows, values: [starts[cols]], rows ascending in a column. cursors: [kColumnBlocks, height].
+// starts: [bands * cols + 1]. rows, values: [entries], rows ascending in a column. cursors: [kColumnBlocks, height].
 template <class T>
 struct SparseColumns {
   int64_t height, cols;
@@ -26,6 +30,9 @@ struct SparseColumns {
   const uint16_t* rows;
   const T* values;
   const int32_t* cursors;
+
+  int64_t bands() const { return band_count(height); }
+  int64_t entries() const { return starts[bands() * cols]; }
 };
 
 template <class T>

@@ -14,8 +14,13 @@ template <Isa isa>
 void spread_bits(const int32_t* words, const int32_t* kept, const int64_t* first, int64_t rows, int64_t row_words,
                  int32_t* out, const Parallel& parallel);
 
+// How many bits of `part` are within `words`, and how many are not.
+struct Collected {
+  int64_t kept, strays;
+};
+
 // The inverse: bit i of `kept` (zeros when called) is the bit of `part` where the i-th set bit of `words` is.
 template <Isa isa>
-void collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept);
+Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept);
 
 }  // namespace sparseprune

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from ...ops import backends, native
 from ...ops.position_maps import map_positions, max_positions, max_positions_grad
+from ...ops.products import Product
 from ...ops.sparse_columns import MOST_ROWS, SparseColumns
 from ...ops.submask import within
+from ...ops.survivor_scores import SurvivorScores
 from ..cuts import cut_nodes
+from .dense import DENSE_ABOVE, DenseLayer
 from .positions import Layout, Map, every_position, layouts, map_between, windows_of
 from .program import Kind, Node, NotLoweredError
 from .trace import trace
@@ -84,16 +87,16 @@ class LoweredNetwork:
         if scale:
             self._mark_cuts(nodes)
         self._groups = _groups(nodes)
-        self.weights = {name: parameters[name].detach().to(dtype).abs() for name in self._groups}
+        self.weights = {name: parameters[name].detach().to(dtype).abs().contiguous() for name in self._groups}
         for name, weight in self.weights.items():
             if weight.shape[0] > MOST_ROWS:
                 raise NotLoweredError(f"{name} has more than {MOST_ROWS:,} rows")
         self._masks: dict[str, BitMask] = {}
-        self._kept: dict[str, SparseColumns] = {}
+        self._layers: dict[str, SparseColumns | DenseLayer] = {}
         self.flow = (math.nan, 0)
 
-    def scores(self, masks: Mapping[str, BitMask]) -> dict[str, Tensor]:
-        """``|w| dR/d|w|`` of the weights that ``masks`` keep, row by row, all divided by one power of two.
+    def scores(self, masks: Mapping[str, BitMask]) -> dict[str, Product | SurvivorScores]:
+        """``|w| dR/d|w|`` of the weights that ``masks`` keep, all divided by one power of two.
 
         Args:
             masks: of every layer's weight.
@@ -110,18 +113,26 @@ class LoweredNetwork:
             values[step.node] = value
         gradient = self._multiplicity(value)
         self.flow = (float((value * gradient).sum(dtype=torch.float64)), exponent)
-        return self._backward(gradient)
+        found = self._backward(gradient)
+        return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
 
     def _keep(self, name: str, mask: BitMask) -> None:
-        before = self._masks.get(name)
+        before, self._masks[name] = self._masks.get(name), mask
         if before is mask:
             return
-        kept = None if before is None else within(before, mask, backend=self._backend)
-        if kept is not None and kept.count() == mask.count():
-            self._kept[name] = self._kept[name].narrow(kept)
+        layer, weight = self._layers.get(name), self.weights[name]
+        if isinstance(layer, SparseColumns):
+            kept, count, others = within(before, mask, len(layer.values), backend=self._backend)
+            if others == 0:
+                self._layers[name] = layer.narrow(kept, count)
+                return
+        dense = mask.count() >= DENSE_ABOVE * weight.numel() and self._groups[name] == 1
+        if dense and isinstance(layer, DenseLayer) and mask & before == mask:
+            layer.narrow(mask)
+        elif dense:
+            self._layers[name] = DenseLayer(weight, mask)
         else:
-            self._kept[name] = SparseColumns.pack(self.weights[name], mask, self._groups[name], self._backend)
-        self._masks[name] = mask
+            self._layers[name] = SparseColumns.pack(weight, mask, self._groups[name], self._backend)
 
     def _forward(self, step: _Step, values: list[Tensor]) -> Tensor:
         node, width = step.node, step.layout.width
@@ -133,16 +144,16 @@ class LoweredNetwork:
         parts = [self._mapped(value, by) for value, by in zip(values, step.maps, strict=True)]
         if node.kind is Kind.LAYER:
             step.columns = parts[0].reshape(-1, width)
-            return self._kept[node.weight].product(step.columns, step.scale)
+            return self._layers[node.weight].product(step.columns, step.scale)
         if node.kind is Kind.SCALE:
             return parts[0] * step.scale[:, None]
         if node.kind is Kind.FLATTEN:
             return parts[0].reshape(-1, 1)
         return torch.cat(parts) if node.kind is Kind.CAT else sum(parts[1:], parts[0])
 
-    def _backward(self, gradient: Tensor) -> dict[str, Tensor]:
+    def _backward(self, gradient: Tensor) -> dict[str, Tensor | Product]:
         gradients = {self._steps[-1].node: gradient}
-        scores: dict[str, Tensor] = {}
+        scores: dict[str, Tensor | Product] = {}
         for step in reversed(self._steps):
             node, gradient = step.node, gradients.pop(step.node, None)
             if gradient is None:
@@ -153,15 +164,15 @@ class LoweredNetwork:
                     gradients[source] = gradients[source] + part if source in gradients else part
         return scores
 
-    def _parts(self, step: _Step, gradient: Tensor, scores: dict[str, Tensor]) -> list[Tensor | None]:
+    def _parts(self, step: _Step, gradient: Tensor, scores: dict[str, Tensor | Product]) -> list[Tensor | None]:
         """The gradient of each input, None where no weight depends on it; adds to the scores."""
         node = step.node
         if node.kind is Kind.MAX:
             return [max_positions_grad(gradient, step.winners, step.sources[0], backend=self._backend)]
         if node.kind is Kind.LAYER:
-            kept = self._kept[node.weight]
-            inner, found = kept.gradients(gradient, step.columns, step.scale, step.weighted[0])
-            scores[node.weight] = scores[node.weight] + found if node.weight in scores else found
+            layer = self._layers[node.weight]
+            inner, found = layer.gradients(gradient, step.columns, step.scale, step.weighted[0])
+            scores[node.weight] = _sum(scores[node.weight], found) if node.weight in scores else found
             parts = [inner.reshape(node.inputs[0].channels, -1)] if step.weighted[0] else [inner]
         elif node.kind is Kind.SCALE:
             parts = [gradient * step.scale[:, None]]
@@ -227,6 +238,11 @@ def _groups(nodes: list[Node]) -> dict[str, int]:
         if node.kind is Kind.LAYER and found.setdefault(node.weight, node.groups) != node.groups:
             raise NotLoweredError(f"{node.weight} is used in different groups")
     return found
+
+
+def _sum(a: Tensor | Product, b: Tensor | Product) -> Tensor | Product:
+    """The scores of a weight over two of its uses."""
+    return Product(a.weight, a.gradient + b.gradient, a.formula) if isinstance(a, Product) else a + b
 
 
 def _power_of_two(largest: float) -> tuple[float, int]:
