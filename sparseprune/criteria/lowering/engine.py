@@ -18,6 +18,7 @@ from ...ops.sparse_columns import MOST_ROWS, SparseColumns
 from ...ops.submask import within
 from ...ops.survivor_scores import SurvivorScores
 from ..cuts import cut_nodes
+from ..isolation import full_precision
 from .dense import DENSE_ABOVE, DenseLayer
 from .positions import Layout, Map, every_position, layouts, map_between, windows_of
 from .program import Kind, Node, NotLoweredError
@@ -61,6 +62,8 @@ class LoweredNetwork:
         example_input: (N, ...); its shape but for N is used.
         dtype: of all arithmetic.
         scale: multiply by powers of two where every path passes.
+        structural: which paths exist instead of how much flows: every weight is one, and every value and gradient is
+            replaced by 1 where it is positive.
         backend: of the ops; "auto" insists on the native ones.
 
     Attributes:
@@ -72,7 +75,13 @@ class LoweredNetwork:
     """
 
     def __init__(
-        self, model: nn.Module, example_input: Tensor, dtype: torch.dtype, scale: bool, backend: str = backends.DEFAULT
+        self,
+        model: nn.Module,
+        example_input: Tensor,
+        dtype: torch.dtype,
+        scale: bool,
+        structural: bool = False,
+        backend: str = backends.DEFAULT,
     ) -> None:
         parameters = dict(model.named_parameters())
         devices = {p.device.type for p in parameters.values()}
@@ -80,14 +89,21 @@ class LoweredNetwork:
             raise NotLoweredError(reason)
         if devices != {"cpu"}:
             raise NotLoweredError(f"programs run on a CPU, and the model is on {', '.join(sorted(devices))}")
-        self.dtype, self._backend = dtype, backend
+        self.dtype, self._structural, self._backend = dtype, structural, backend
         nodes = trace(model, tuple(example_input.shape[1:]), dtype)
+        if structural:
+            for node in nodes:
+                node.count_paths()
         stored, weighted = layouts(nodes), _weighted(nodes)
         self._steps = [self._step(node, stored, weighted) for node in nodes]
         if scale:
             self._mark_cuts(nodes)
         self._groups = _groups(nodes)
-        self.weights = {name: parameters[name].detach().to(dtype).abs().contiguous() for name in self._groups}
+        kept = {name: parameters[name].detach() for name in self._groups}
+        self.weights = {
+            name: torch.ones(weight.shape, dtype=dtype) if structural else weight.to(dtype).abs().contiguous()
+            for name, weight in kept.items()
+        }
         for name, weight in self.weights.items():
             if weight.shape[0] > MOST_ROWS:
                 raise NotLoweredError(f"{name} has more than {MOST_ROWS:,} rows")
@@ -101,20 +117,24 @@ class LoweredNetwork:
         Args:
             masks: of every layer's weight.
         """
+        with torch.no_grad(), full_precision(torch.device("cpu")):
+            found = self._scores(masks)
+        return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
+
+    def _scores(self, masks: Mapping[str, BitMask]) -> dict[str, Tensor | Product]:
         for name, mask in masks.items():
             self._keep(name, mask)
         values: dict[Node, Tensor] = {}
         exponent = 0
         for step in self._steps:
-            value = self._forward(step, [values[source] for source in step.node.inputs])
+            value = self._saturated(self._forward(step, [values[source] for source in step.node.inputs]))
             if step.rescale:
                 step.factor, e = _power_of_two(float(value.amax()))
                 value, exponent = value * step.factor, exponent + e
             values[step.node] = value
         gradient = self._multiplicity(value)
         self.flow = (float((value * gradient).sum(dtype=torch.float64)), exponent)
-        found = self._backward(gradient)
-        return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
+        return self._backward(gradient)
 
     def _keep(self, name: str, mask: BitMask) -> None:
         before, self._masks[name] = self._masks.get(name), mask
@@ -158,7 +178,7 @@ class LoweredNetwork:
             node, gradient = step.node, gradients.pop(step.node, None)
             if gradient is None:
                 continue
-            gradient = gradient * step.factor if step.rescale else gradient
+            gradient = self._saturated(gradient * step.factor if step.rescale else gradient)
             for source, part in zip(node.inputs, self._parts(step, gradient, scores), strict=True):
                 if part is not None:
                     gradients[source] = gradients[source] + part if source in gradients else part
@@ -192,6 +212,9 @@ class LoweredNetwork:
             return x
         width = by.width if back_to is None else back_to
         return map_positions(x, by.runs, by.factors, width, backward=back_to is not None, backend=self._backend)
+
+    def _saturated(self, value: Tensor) -> Tensor:
+        return value.sign() if self._structural else value
 
     def _multiplicity(self, value: Tensor) -> Tensor:
         """The gradient of the sum over all positions: how many each column stands for."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
+import torch
 from torch import Tensor
 
 __all__ = ["Kind", "NotLoweredError", "Node", "consumers"]
@@ -52,6 +53,13 @@ class Node:
     groups: int = 1
     scale: Tensor | None = None
     read_by: list[Node] = field(default_factory=list)
+
+    def count_paths(self) -> None:
+        """Let every entry of a window pass, not only the largest, and every scale be one."""
+        if self.kind is Kind.MAX:
+            self.kind, self.factors = Kind.POOL, np.ones(self.positions)
+        if self.scale is not None:
+            self.scale = torch.ones_like(self.scale)
 
     @property
     def next_functions(self) -> tuple[tuple[Node, int], ...]:
