@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_published_algorithm(name, density):
     for dtype, rtol in ((torch.float64, 1e-11), (torch.float32, 2e-5)):
         for scale in (True, False):
             network = LoweredNetwork(model, example, dtype, scale)
-            scores = network.scores(masks)
+            scores = network.scores({n: masks[n] for n in network.weights})
             value, exponent = network.flow
             assert math.ldexp(value, exponent) == pytest.approx(flow, rel=rtol)
             assert set(weights(model)) - set(scores) <= {"unused.weight"}
