@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from .criteria.base import check_criterion
 from .masks import Masks
 from .ops.products import Product
+from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
 from .schedules import exponential
 from .summary import summarize
 
 Exclude = str | type | Callable[[str, nn.Module], bool]
+
+Formula = Product | SurvivorScores
+FORMULAS = (Product, SurvivorScores)
 
 PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
@@ -288,15 +292,15 @@ def _floors(min_per_layer: int | float, masks: Masks, k: int) -> dict[str, int]:
     return floors
 
 
-def _check_scores(scores: Any, params: dict[str, nn.Parameter], products: bool) -> dict[str, Tensor | Product]:
+def _check_scores(scores: Any, params: dict[str, nn.Parameter], formulas: bool) -> dict[str, Tensor | Formula]:
     if not isinstance(scores, Mapping) or set(scores) != set(params):
         got = sorted(map(str, scores)) if isinstance(scores, Mapping) else type(scores).__name__
         raise ValueError(f"criterion must return scores for {sorted(params)}, got {got}")
     for name, p in params.items():
         score = scores[name]
-        if not isinstance(score, (Tensor, Product)) or score.shape != p.shape:
-            got = tuple(score.shape) if isinstance(score, (Tensor, Product)) else type(score).__name__
+        if not isinstance(score, (Tensor, *FORMULAS)) or score.shape != p.shape:
+            got = tuple(score.shape) if isinstance(score, (Tensor, *FORMULAS)) else type(score).__name__
             raise ValueError(f"scores of {name!r} must be a tensor of shape {tuple(p.shape)}, got {got}")
         if score.device != p.device:
             raise ValueError(f"scores of {name!r} must be on {p.device}, got {score.device}")
-    return {n: s.tensor() if isinstance(s, Product) and not products else s for n, s in scores.items()}
+    return {n: s.tensor() if isinstance(s, FORMULAS) and not formulas else s for n, s in scores.items()}

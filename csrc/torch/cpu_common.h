@@ -36,6 +36,16 @@ inline void check_words(const Tensor& words, const char* name, int64_t rows, int
                   words.size(0), ", ", words.size(1), "]");
 }
 
+// The set bits of all words.
+inline int64_t count_bits(const Tensor& words) {
+  int64_t count = 0;
+  with_isa([&](auto isa) {
+    sparseprune::count_mask<decltype(isa)::value>(static_cast<const int32_t*>(words.const_data_ptr()), 1,
+                                                  words.size(0) * words.size(1), &count, torch_threads());
+  });
+  return count;
+}
+
 inline void check_real(const Tensor& tensor, const char* name) {
   const auto type = tensor.scalar_type();
   STD_TORCH_CHECK(

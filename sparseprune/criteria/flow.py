@@ -7,17 +7,19 @@ A model's activations become identities and its biases zero (linear_rules.py); t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..ops.bitmask import BitMask
 from .base import Weights
 from .cuts import cut_nodes
-from .isolation import buffer_copies, isolated
+from .isolation import buffer_copies, full_precision, isolated
 from .linear_run import Call, Recording, Replay
+from .lowering.engine import LoweredNetwork
+from .lowering.program import NotLoweredError
 
 __all__ = ["Flow", "LinearNetwork", "Paths", "path_flow"]
 
@@ -59,12 +61,12 @@ class LinearNetwork:
     ) -> None:
         check_example(example_input, dtype)
         self._model, self._structural = model, structural
-        first = next((p for p in model.parameters() if p.is_floating_point()), example_input)
-        self.dtype = dtype or (first.dtype if first.dtype == torch.float64 else torch.float32)
+        first = _first(model, example_input)
+        self.dtype = flow_dtype(model, example_input, dtype)
         self.weights = {name: self._positive(name, p) for name, p in model.named_parameters()}
         shape = (1, *example_input.shape[1:])
         self._ones = torch.ones(shape, dtype=self.dtype, device=first.device)
-        with isolated(model), _full_precision(first.device):
+        with isolated(model), full_precision(first.device):
             self._calls, self._outputs, self._cuts = self._record()
             with torch.no_grad():
                 self._check_linear()
@@ -78,7 +80,7 @@ class LinearNetwork:
         """
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         run = self._replay(saturate=saturate)
-        with isolated(self._model), _full_precision(self._ones.device):
+        with isolated(self._model), full_precision(self._ones.device):
             value = self._run(run, self._ones, leaves)
             if value.requires_grad:
                 gradients = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
@@ -156,7 +158,8 @@ class Paths(NamedTuple):
 def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor) -> Paths:
     """Which kept weights lie on a path from input to output, all others of the model counted as kept.
 
-    One forward and one backward pass in which every value is 0 or 1, so nothing overflows or vanishes.
+    One forward and one backward pass in which every value is 0 or 1, so nothing overflows or vanishes. On a CPU it
+    runs as a program (``lowering/``) where the model can be lowered to one.
 
     Args:
         model: as for LinearNetwork.
@@ -169,9 +172,27 @@ def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tens
     Raises:
         TypeError, ValueError: as LinearNetwork.
     """
-    network = LinearNetwork(model, example_input, structural=True)
-    flow = network.flow({name: mask.to(network.weights[name]) for name, mask in masks.items()}, saturate=True)
-    return Paths(bool(flow.value > 0), {name: mask & (flow.gradients[name] > 0) for name, mask in masks.items()})
+    try:
+        lowered = LoweredNetwork(model, example_input, torch.float32, scale=False, structural=True)
+    except NotLoweredError:
+        network = LinearNetwork(model, example_input, structural=True)
+        flow = network.flow({name: mask.to(network.weights[name]) for name, mask in masks.items()}, saturate=True)
+        found = {name: mask & (flow.gradients[name] > 0) for name, mask in masks.items()}
+        return Paths(bool(flow.value > 0), found)
+    packed = {name: BitMask.from_bool(mask) for name, mask in masks.items()}
+    whole = {name: BitMask.ones(weight.shape) for name, weight in lowered.weights.items()}
+    scores = lowered.scores({name: packed.get(name, whole[name]) for name in whole})
+    found = {name: scores[name].tensor() > 0 if name in scores else mask & False for name, mask in masks.items()}
+    return Paths(lowered.flow[0] > 0, found)
+
+
+def flow_dtype(model: nn.Module, example_input: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype to compute in: as given, or the weights' own where it is float64, else float32."""
+    return dtype or (torch.float64 if _first(model, example_input).dtype == torch.float64 else torch.float32)
+
+
+def _first(model: nn.Module, example_input: Tensor) -> Tensor:
+    return next((p for p in model.parameters() if p.is_floating_point()), example_input)
 
 
 def check_example(example_input: Tensor, dtype: torch.dtype | None = None) -> None:
@@ -210,18 +231,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple)):
         for value in output:
             yield from _tensors(value)
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, no choice among convolution algorithms by timing: same input, same bits."""
-    cudnn = torch.backends.cudnn
-    precision = torch.get_float32_matmul_precision()
-    with ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            exact = {"benchmark": False, "deterministic": True, "allow_tf32": False}
-            stack.enter_context(cudnn.flags(enabled=cudnn.enabled, **exact))
-        stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_float32_matmul_precision("highest")
-        yield

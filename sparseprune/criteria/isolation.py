@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["buffer_copies", "isolated"]
+__all__ = ["buffer_copies", "full_precision", "isolated"]
 
 
 @contextmanager
@@ -41,3 +41,18 @@ def buffer_copies(model: nn.Module, dtype: torch.dtype | None = None) -> dict[st
         name: buffer.detach().to(dtype=dtype if buffer.is_floating_point() else None, copy=True)
         for name, buffer in model.named_buffers()
     }
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, no TF32, no choice among convolution algorithms by timing: same input, same bits."""
+    cudnn = torch.backends.cudnn
+    precision = torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            exact = {"benchmark": False, "deterministic": True, "allow_tf32": False}
+            stack.enter_context(cudnn.flags(enabled=cudnn.enabled, **exact))
+        stack.callback(torch.set_float32_matmul_precision, precision)
+        torch.set_float32_matmul_precision("highest")
+        yield

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["RULES", "WEIGHTED", "Context"]
+__all__ = ["IDENTITIES", "RULES", "WEIGHTED", "Context"]
 
 
 class Context(Protocol):
@@ -311,3 +311,6 @@ _POOL_ARGUMENTS = ("input", "kernel_size", "stride", "padding", "dilation", "cei
 
 def _without(kwargs: dict, names: str) -> dict:
     return {name: value for name, value in kwargs.items() if name not in names.split()}
+
+
+IDENTITIES = frozenset(function for function, rule in RULES.items() if rule in (_activation, _dropout))

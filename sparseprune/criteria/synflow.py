@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..ops.bitmask import BitMask
 from ..ops.products import Product
+from ..ops.survivor_scores import SurvivorScores
 from .base import Scores, Weights, tensors_of
-from .flow import LinearNetwork, check_example
+from .flow import LinearNetwork, check_example, flow_dtype
+from .lowering.engine import LoweredNetwork
+from .lowering.program import NotLoweredError
 
 if TYPE_CHECKING:
     from ..masks import Masks
@@ -56,26 +60,43 @@ class SynFlow:
 
     def plan(self, model: nn.Module, params: Weights) -> SynFlowStep:
         """Read the model's graph and ``|w|`` once, for all steps of an iterative run."""
-        network = LinearNetwork(model, self.example_input, dtype=self.dtype, scale=self.scale)
-        return SynFlowStep(network, tuple(params))
+        return SynFlowStep(model, tuple(params), self)
 
 
 class SynFlowStep:
     """Scores under any masks, from one forward and one backward pass each.
 
+    In float32 on a CPU, convolutional networks are lowered to a program whose cost falls with the number of weights
+    left (``lowering/``). Other models run as they are, their functions replaced by linear ones. Scores of the two
+    differ by rounding. In float64 it is always the latter: torch's own functions in the model's order, so that masks
+    are those of the published algorithm to the bit.
+
     Attributes:
         log2_flow: log2 R of the last call, -inf where nothing flows.
+        reason: why the model was not lowered; None where it was.
     """
 
-    def __init__(self, network: LinearNetwork, names: tuple[str, ...]) -> None:
-        self._network, self._names = network, names
-        self.log2_flow = float("nan")
+    def __init__(self, model: nn.Module, names: tuple[str, ...], criterion: SynFlow) -> None:
+        self._names, self.log2_flow = names, math.nan
+        self._whole: dict[str, BitMask] = {}
+        self._shapes = {name: p.shape for name, p in model.named_parameters()}
+        example = criterion.example_input
+        self.reason: str | None = None
+        self._lowered: LoweredNetwork | None = None
+        self._dtype = flow_dtype(model, example, criterion.dtype)
+        try:
+            if self._dtype == torch.float64:
+                raise NotLoweredError("float64 follows the published algorithm to the bit")
+            self._lowered = LoweredNetwork(model, example, self._dtype, criterion.scale)
+        except NotLoweredError as error:
+            self.reason = str(error)
+            self._network = LinearNetwork(model, example, dtype=self._dtype, scale=criterion.scale)
 
     def __call__(self, masks: Masks | None = None) -> Scores:
         """The scores of :meth:`products` as tensors."""
         return tensors_of(self.products(masks))
 
-    def products(self, masks: Masks | None = None) -> dict[str, Product]:
+    def products(self, masks: Masks | None = None) -> dict[str, Product | SurvivorScores]:
         """``|w . m| dR/d|w . m|`` divided by a power of two, the same for all; zero everywhere if nothing flows.
 
         Args:
@@ -84,9 +105,29 @@ class SynFlowStep:
         Raises:
             ValueError: R or a gradient is beyond the dtype's range.
         """
+        return self._by_network(masks) if self._lowered is None else self._by_program(self._lowered, masks)
+
+    def _by_program(self, lowered: LoweredNetwork, masks: Masks | None) -> dict[str, Product | SurvivorScores]:
+        kept = {name: self._mask(name, masks) for name in {*lowered.weights, *self._names}}
+        scores = lowered.scores({name: kept[name] for name in lowered.weights})
+        value, exponent = lowered.flow
+        peaks = [s.gradient if isinstance(s, Product) else s.values for s in scores.values()]
+        self._check_range([value, *(float(peak.amax()) for peak in peaks if peak.numel())])
+        self.log2_flow = math.log2(value) + exponent if value > 0 else -math.inf
+        unread = [name for name in self._names if name not in scores]
+        scores |= {name: SurvivorScores(torch.zeros(kept[name].count()), kept[name]) for name in unread}
+        return {name: scores[name] for name in self._names}
+
+    def _mask(self, name: str, masks: Masks | None) -> BitMask:
+        if masks is not None and name in masks:
+            return masks[name]
+        return self._whole.setdefault(name, BitMask.ones(self._shapes[name]))
+
+    def _by_network(self, masks: Masks | None) -> dict[str, Product]:
         weights = {name: self._masked(name, masks) for name in self._names}
         flow = self._network.flow(weights)
-        self._check_range(flow.value, flow.gradients)
+        peaks = [gradient.amax() for gradient in flow.gradients.values() if gradient.numel()]
+        self._check_range(torch.stack([flow.value, *peaks]).tolist())
         self.log2_flow = float(flow.value.double().log2() + flow.exponent)
         return {name: Product(weight, flow.gradients[name], "w*g") for name, weight in weights.items()}
 
@@ -96,10 +137,9 @@ class SynFlowStep:
             return weight
         return torch.where(masks[name].to_bool().to(weight.device), weight, 0)
 
-    def _check_range(self, flow: Tensor, gradients: Mapping[str, Tensor]) -> None:
-        peaks = [gradient.amax() for gradient in gradients.values() if gradient.numel()]
-        if not torch.stack([flow, *peaks]).isfinite().all():
+    def _check_range(self, values: list[float]) -> None:
+        if not all(map(math.isfinite, values)):
             raise ValueError(
-                f"dtype must hold the flow R of this model, got {self._network.dtype}, beyond its range: use"
+                f"dtype must hold the flow R of this model, got {self._dtype}, beyond its range: use"
                 " SynFlow(..., dtype=torch.float64) and leave scale on"
             )

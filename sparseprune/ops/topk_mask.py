@@ -16,6 +16,8 @@ from . import backends
 from .bitmask import BitMask, as_rows
 from .mask_bits import count_mask, pack_reference, unpack_mask, unpack_reference, words_per_row
 from .products import FORMULAS, Product, as_operand, as_product, values_in_rows
+from .submask import keep_within
+from .survivor_scores import SurvivorScores
 
 
 class TopK(NamedTuple):
@@ -34,7 +36,7 @@ class TopK(NamedTuple):
 
 
 def topk_mask(
-    scores: Sequence[Tensor | Product],
+    scores: Sequence[Tensor | Product | SurvivorScores],
     k: int | Tensor,
     *,
     masks: Sequence[BitMask] | None = None,
@@ -50,8 +52,8 @@ def topk_mask(
 
     Args:
         scores: tensors of any shapes and strides, float16, bfloat16, float32 or float64 (they are compared in the
-            widest dtype among them, at least float32), or :class:`Product` formulas of a weight and its gradient, all
-            on one device. +inf and -inf are ordinary values and -0.0 equals 0.0.
+            widest dtype among them, at least float32), or :class:`Product` formulas of a weight and its gradient, or
+            :class:`SurvivorScores`, all on one device. +inf and -inf are ordinary values and -0.0 equals 0.0.
         k: how many to keep over all tensors; or an int64 tensor of one element on the scores' device, which is then
             read there.
         masks: the slots that compete, one mask a tensor; the scores of the others are never looked at. All compete
@@ -79,6 +81,9 @@ def topk_mask(
     >>> [m.to_bool().tolist() for m in kept.masks], float(kept.threshold), kept.counts.tolist()
     ([[True, True], [False, True]], 1.0, [2, 1])
     """
+    if any(isinstance(score, SurvivorScores) for score in scores):
+        options = {"floors": floors, "ceilings": ceilings, "largest": largest, "abs": abs, "names": names}
+        return _among_survivors(scores, masks, k, options | {"check": check, "backend": backend})
     products = _check_scores(scores, abs, names)
     names = [f"scores[{i}]" for i in range(len(products))] if names is None else list(names)
     candidates = [] if masks is None else [m.words for m in _check_masks(masks, products)]
@@ -98,6 +103,24 @@ def topk_mask(
         words, threshold, counts = selection.best_within(k, *bounds)
     kept = [BitMask._trusted(w, p.shape) for w, p in zip(words, products, strict=True)]
     return TopK(kept, threshold[0], counts)
+
+
+def _among_survivors(
+    scores: Sequence[Tensor | Product | SurvivorScores], masks: Sequence[BitMask] | None, k: int | Tensor, options: Any
+) -> TopK:
+    """The same of scores that are of some slots only: where just those compete, the others are not looked at."""
+    if masks is None or len(masks) != len(scores):
+        return topk_mask([_whole(score) for score in scores], k, masks=masks, **options)
+    left = [isinstance(s, SurvivorScores) and (m is s.mask or m == s.mask) for s, m in zip(scores, masks, strict=True)]
+    compete = [BitMask.ones(s.values.shape) if on else m for s, m, on in zip(scores, masks, left, strict=True)]
+    values = [s.values if on else _whole(s) for s, on in zip(scores, left, strict=True)]
+    found = topk_mask(values, k, masks=None if all(left) else compete, **options)
+    kept = [keep_within(m, c) if on else c for m, c, on in zip(masks, found.masks, left, strict=True)]
+    return found._replace(masks=kept)
+
+
+def _whole(score: Tensor | Product | SurvivorScores) -> Tensor | Product:
+    return score.tensor() if isinstance(score, SurvivorScores) else score
 
 
 class _Selection:

@@ -115,7 +115,7 @@ def published_synflow(
                 value.zero_()
     flow = model(torch.ones_like(example[:1], dtype=torch.float64)).sum()
     flow.backward()
-    return flow.item(), {name: weight.grad * weight.detach() for name, weight in weights(model).items()}
+    return flow.item(), {name: w.grad * w.detach() for name, w in weights(model).items() if w.grad is not None}
 
 
 class Shared(nn.Module):

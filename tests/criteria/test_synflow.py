@@ -352,7 +352,7 @@ def test_model_that_changes_its_mind():
 
     model = Fickle(2, 3)
     with pytest.raises(ValueError, match="model must call the same functions each time .* got another one: cos"):
-        SynFlow(torch.ones(1, 2))(model, weights(model))
+        SynFlow(torch.ones(1, 2), torch.float64)(model, weights(model))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+#include <sparseprune/submask.h>
+
+#include <cstring>
+#include <vector>
+
+#include "cpu_common.h"
+
+namespace sparseprune::torch_cpu {
+namespace {
+
+Tensor spread_bits(const Tensor& words, const Tensor& kept, const Tensor& first) {
+  check_layout(words, "words", 2);
+  const int64_t rows = words.size(0), row_words = words.size(1);
+  check_words(words, "words", rows, 32 * row_words);
+  check_layout(kept, "kept", 2);
+  check_words(kept, "kept", 1, 32 * kept.size(1));
+  check_layout(first, "first", 1);
+  check_size(first, "first", 0, rows + 1);
+  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Long, "`first` must be an int64 tensor, got another dtype");
+  STD_TORCH_CHECK(data<int64_t>(first)[rows] <= 32 * kept.size(1), "`kept` must have a bit for each of the ",
+                  data<int64_t>(first)[rows], " set bits, got ", 32 * kept.size(1));
+  Tensor out = empty({rows, row_words}, ScalarType::Int);
+  with_isa([&](auto isa) {
+    sparseprune::spread_bits<decltype(isa)::value>(data<int32_t>(words), data<int32_t>(kept), data<int64_t>(first),
+                                                   rows, row_words, mutable_data<int32_t>(out), torch_threads());
+  });
+  return out;
+}
+
+// The bits; int64 [2]: how many bits of `part` are within `words`, and how many are not.
+std::vector<Tensor> collect_bits(const Tensor& words, const Tensor& part, int64_t count) {
+  check_layout(words, "words", 2);
+  const int64_t rows = words.size(0), row_words = words.size(1);
+  check_words(words, "words", rows, 32 * row_words);
+  check_words(part, "part", rows, 32 * row_words);
+  const int64_t counted = count_bits(words);
+  STD_TORCH_CHECK(count == counted, "`count` must be the ", counted, " set bits of words, got ", count);
+  Tensor kept = empty({1, words_per_row(count)}, ScalarType::Int), counts = empty({2}, ScalarType::Long);
+  std::memset(mutable_data<int32_t>(kept), 0, static_cast<size_t>(kept.size(1)) * sizeof(int32_t));
+  with_isa([&](auto isa) {
+    const auto found = sparseprune::collect_bits<decltype(isa)::value>(
+        data<int32_t>(words), data<int32_t>(part), rows, row_words, mutable_data<int32_t>(kept));
+    mutable_data<int64_t>(counts)[0] = found.kept;
+    mutable_data<int64_t>(counts)[1] = found.strays;
+  });
+  return {kept, counts};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sparseprune_native, CPU, m) {
+  m.impl("spread_bits", TORCH_BOX(&spread_bits));
+  m.impl("collect_bits", TORCH_BOX(&collect_bits));
+}
+
+}  // namespace sparseprune::torch_cpu
