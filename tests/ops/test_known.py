@@ -58,9 +58,20 @@ def test_zeros_are_looked_for_once_for_each_change(counted):
 
 
 def test_another_mask_at_the_same_address_is_another_mask():
-    weight = torch.eye(4, 33)
-    for keep in (torch.eye(4, 33).bool(), torch.zeros(4, 33, dtype=torch.bool)) * 3:
-        assert known.is_zero_outside(weight, BitMask.from_bool(keep).words) is bool(keep.any())
+    weight, memory = torch.eye(4, 33), BitMask.from_bool(torch.eye(4, 33).bool()).words.numpy()
+    first = torch.from_numpy(memory)
+    assert known.is_zero_outside(weight, first)
+    memory[:] = 0
+    second = torch.from_numpy(memory)
+    assert (first.data_ptr(), first._version) == (second.data_ptr(), second._version)
+    assert not known.is_zero_outside(weight, second)
+
+
+def test_a_mask_that_changes_in_place():
+    weight, words = torch.eye(4, 33), BitMask.from_bool(torch.eye(4, 33).bool()).words
+    assert known.is_zero_outside(weight, words)
+    words.zero_()
+    assert not known.is_zero_outside(weight, words)
 
 
 def test_new_storage_under_the_same_version():
