@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from benchmarks import (  # noqa: E402
     bench_models,
     bench_prune,
     bench_topk_mask,
+    constants,
     cub,
     layers,
     steps,
@@ -113,6 +115,16 @@ def test_whole_models_are_checked_on_every_side():
         timed.check(logits)
         with pytest.raises(WrongResultError):
             timed.check(spoilt(logits)[0])
+
+
+def test_shipped_constants_are_written_as_they_are_read(monkeypatch, tmp_path):
+    shipped = json.loads(constants.SHIPPED.read_text())
+    monkeypatch.setattr(constants, "SHIPPED", tmp_path / "costs.json")
+    monkeypatch.setattr(constants, "_measured", lambda level, path: shipped[level])
+    constants.main()
+    text = (tmp_path / "costs.json").read_text()
+    assert json.loads(text) == shipped and set(shipped) == set(constants.LEVELS)
+    assert re.search(r'"dense": \[[-+.e0-9]+(, [-+.e0-9]+){3}\],\n', text)
 
 
 @pytest.mark.parametrize("module", [bench_masked_linear, bench_masked_conv2d], ids=lambda m: m.__name__)

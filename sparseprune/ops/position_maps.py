@@ -23,9 +23,7 @@ def map_positions(
     return backends.call("map_positions", MAP, backend, x, runs, factors, width, backward)
 
 
-def max_positions(
-    x: Tensor, windows: Tensor, width: int, *, backend: str = backends.DEFAULT
-) -> tuple[Tensor, Tensor]:
+def max_positions(x: Tensor, windows: Tensor, width: int, *, backend: str = backends.DEFAULT) -> tuple[Tensor, Tensor]:
     """``y[:, j] = max_t x[:, windows[j, t]]``, and which position it was: the first, where several are largest.
 
     Args:

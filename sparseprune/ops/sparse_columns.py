@@ -73,9 +73,7 @@ class SparseColumns:
 
         The scores are in the order of the weights: row by row, columns ascending.
         """
-        found = backends.call(
-            "columns_gradients", GRADIENTS, self.backend, *self._parts, grad, x, scale, input_grad
-        )
+        found = backends.call("columns_gradients", GRADIENTS, self.backend, *self._parts, grad, x, scale, input_grad)
         return found[0], found[1]
 
     @property

@@ -150,7 +150,9 @@ def _groups(nodes: list[Node]) -> dict[Node, np.ndarray]:
             elif reader.taps is None:
                 whole.append(found[reader])
             elif reader.kind is Kind.POOL:
-                columns += _readers(reader.taps, _partition([found[reader], *_numbered(reader.factors)]), node.positions)
+                columns += _readers(
+                    reader.taps, _partition([found[reader], *_numbered(reader.factors)]), node.positions
+                )
             else:
                 for tap in reader.taps:
                     column = np.full(node.positions, -1)

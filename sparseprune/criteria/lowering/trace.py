@@ -167,9 +167,7 @@ def _conv(run: _Tracer, args: tuple, kwargs: dict) -> Node:
         after = [r - b if padding == "same" else 0 for r, b in zip(reach, before, strict=True)]
     else:
         before = after = list(_pair(padding))
-    rows, columns = (
-        _axis(size[i], kernel[i], stride[i], before[i], after[i], dilation[i]) for i in range(2)
-    )
+    rows, columns = (_axis(size[i], kernel[i], stride[i], before[i], after[i], dilation[i]) for i in range(2))
     plain = max(kernel) == 1 and stride == (1, 1) and not any(before)
     taps = None if plain else _grid(rows, columns, size[1])
     positions = rows.shape[1] * columns.shape[1]
