@@ -176,35 +176,3 @@ def autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
         return [x, *others]
     dtype = torch.get_autocast_dtype(device)
     return [t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in (x, *others)]
-
-
-def apply(function: Any, *args: Any) -> Tensor:
-    """``function.apply``; what nothing differentiates or transforms saves its 50 us, as much as a small layer takes."""
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return function.apply(*args)
-    return function.forward(*args)
-
-
-def vmap_by_loop(function: Any, info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    """The ``vmap`` of an ``autograd.Function`` whose batched arguments share no structure: one call a sample."""
-    results = [
-        function.apply(*(a.select(d, i) if _is_batched(a, d) else a for a, d in zip(args, in_dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    return torch.stack(results), 0
-
-
-def vmap_by_batch(function: Any, info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
-    """The same where the first argument has a batch dimension of its own: a batch of batches is a larger batch.
-
-    Where anything else is batched too, it is one call a sample.
-    """
-    batched = [_is_batched(a, d) for a, d in zip(args, in_dims, strict=True)]
-    if not batched[0] or any(batched[1:]):
-        return vmap_by_loop(function, info, in_dims, *args)
-    batches = args[0].movedim(in_dims[0], 0)
-    return function.apply(batches.flatten(0, 1), *args[1:]).unflatten(0, batches.shape[:2]), 0
-
-
-def _is_batched(arg: Any, dim: Any) -> bool:
-    return isinstance(arg, Tensor) and dim is not None

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from . import backends
 from .backends import Implementation
+from .bilinear import differentiable
 from .bitmask import BitMask, packed
 from .choice import choose, layout_of, output_size
 from .masked_linear import check_operands, masked, masked_, zeroed
@@ -58,7 +58,7 @@ def masked_conv2d(
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = backends.apply(_MaskedConv2d, batch, weight, packed(mask, weight), bias, geometry, backend)
+    y = _apply(batch, weight, packed(mask, weight), bias, (*geometry, backend))
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -238,71 +238,8 @@ _weight_grad = backends.register(
 )
 
 
-class _MaskedConv2d(Function):
-    @staticmethod
-    def forward(x, weight, words, bias, geometry, backend):
-        return _forward(x, weight, words, bias, *geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(x, weight, words)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dx = backends.apply(_InputGrad, grad, weight, words, tuple(x.shape[1:]), *options) if needs[0] else None
-        dw = backends.apply(_WeightGrad, grad, x, words, tuple(weight.shape), *options) if needs[1] else None
-        db = grad.sum((0, 2, 3)) if needs[3] else None
-        return dx, dw, None, db, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_MaskedConv2d, info, in_dims, *args)
-
-
-class _InputGrad(Function):
-    @staticmethod
-    def forward(grad, weight, words, image_size, geometry, backend):
-        return _input_grad(grad, weight, words, (grad.shape[0], *image_size), *geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, weight, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(grad, weight, words)
-
-    @staticmethod
-    def backward(ctx, grad_dx):
-        grad, weight, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = backends.apply(_MaskedConv2d, grad_dx, weight, words, None, *options) if needs[0] else None
-        dw = backends.apply(_WeightGrad, grad, grad_dx, words, tuple(weight.shape), *options) if needs[1] else None
-        return dgrad, dw, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
-
-
-class _WeightGrad(Function):
-    @staticmethod
-    def forward(grad, x, words, weight_size, geometry, backend):
-        return _weight_grad(grad, x, words, weight_size, *geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, x, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(grad, x, words)
-
-    @staticmethod
-    def backward(ctx, grad_dw):
-        grad, x, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = backends.apply(_MaskedConv2d, x, grad_dw, words, None, *options) if needs[0] else None
-        dx = backends.apply(_InputGrad, grad, grad_dw, words, tuple(x.shape[1:]), *options) if needs[1] else None
-        return dgrad, dx, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_loop(_WeightGrad, info, in_dims, *args)
+_apply = differentiable(
+    _forward,
+    lambda grad, weight, words, image, *options: _input_grad(grad, weight, words, (grad.shape[0], *image), *options),
+    _weight_grad,
+)

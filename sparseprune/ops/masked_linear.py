@@ -1,7 +1,6 @@
 """Linear layer with a masked weight: y = x (W . m)^T + b.
 
-Its three products are closed under differentiation, so each gradient is written with the other two and the op can be
-differentiated any number of times (GraSP and Hessian-vector products need two):
+Three products, which ``bilinear.py`` makes differentiable:
 
     forward      y  = x (W . m)^T + b
     input grad   dx = g (W . m)
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from . import backends, costs
 from .backends import Implementation
+from .bilinear import differentiable
 from .bitmask import BitMask, packed
 from .choice import choose
 from .costs import onednn_linear
@@ -56,7 +55,7 @@ def masked_linear(
     """
     x, weight, bias = backends.autocast(x, weight, bias)
     words = _check(x, weight, mask, bias)
-    y = backends.apply(_MaskedLinear, x.reshape(-1, weight.shape[1]), weight, words, bias, backend)
+    y = _apply(x.reshape(-1, weight.shape[1]), weight, words, bias, (backend,))
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -178,71 +177,8 @@ _weight_grad = backends.register(
 )
 
 
-class _MaskedLinear(Function):
-    @staticmethod
-    def forward(x, weight, words, bias, backend):
-        return _forward(x, weight, words, bias, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, words, _, ctx.backend = inputs
-        ctx.save_for_backward(x, weight, words)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, weight, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dx = backends.apply(_InputGrad, grad, weight, words, ctx.backend) if needs[0] else None
-        dw = backends.apply(_WeightGrad, grad, x, words, ctx.backend) if needs[1] else None
-        db = grad.sum(0) if needs[3] else None
-        return dx, dw, None, db, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_MaskedLinear, info, in_dims, *args)
-
-
-class _InputGrad(Function):
-    @staticmethod
-    def forward(grad, weight, words, backend):
-        return _input_grad(grad, weight, words, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, weight, words, ctx.backend = inputs
-        ctx.save_for_backward(grad, weight, words)
-
-    @staticmethod
-    def backward(ctx, grad_dx):
-        grad, weight, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dgrad = backends.apply(_MaskedLinear, grad_dx, weight, words, None, ctx.backend) if needs[0] else None
-        dw = backends.apply(_WeightGrad, grad, grad_dx, words, ctx.backend) if needs[1] else None
-        return dgrad, dw, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
-
-
-class _WeightGrad(Function):
-    @staticmethod
-    def forward(grad, x, words, backend):
-        return _weight_grad(grad, x, words, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, x, words, ctx.backend = inputs
-        ctx.save_for_backward(grad, x, words)
-
-    @staticmethod
-    def backward(ctx, grad_dw):
-        grad, x, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dgrad = backends.apply(_MaskedLinear, x, grad_dw, words, None, ctx.backend) if needs[0] else None
-        dx = backends.apply(_InputGrad, grad, grad_dw, words, ctx.backend) if needs[1] else None
-        return dgrad, dx, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_loop(_WeightGrad, info, in_dims, *args)
+_apply = differentiable(
+    _forward,
+    lambda grad, weight, words, _, backend: _input_grad(grad, weight, words, backend),
+    lambda grad, x, words, _, backend: _weight_grad(grad, x, words, backend),
+)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from . import backends
+from .bilinear import differentiable
 from .bitmask import BitMask
-from .choice import choose_packed, conv_work, output_size
+from .choice import choose_packed, conv_work, layout_of, output_size
 from .masked_conv2d import convolution_backward, resolve
 from .packed_values import check_packed, kept_slots, scattered
 
@@ -54,7 +53,7 @@ def packed_conv2d(
     check_packed(x, values, mask, bias, 4)
     x, geometry = resolve(x, mask.shape, stride, padding, dilation, groups)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = backends.apply(_PackedConv2d, batch, values, mask.words, bias, (list(mask.shape[2:]), *geometry), backend)
+    y = _apply(batch, values, mask.words, bias, (list(mask.shape[2:]), *geometry, backend))
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -145,74 +144,8 @@ _values_grad = backends.register(
 )
 
 
-class _PackedConv2d(Function):
-    @staticmethod
-    def forward(x, values, words, bias, geometry, backend):
-        y = _forward(x, values, words, bias, *geometry, backend)
-        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
-            return y.contiguous(memory_format=torch.channels_last)
-        return y
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, values, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(x, values, words)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, values, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dx = backends.apply(_InputGrad, grad, values, words, tuple(x.shape[1:]), *options) if needs[0] else None
-        dv = backends.apply(_ValuesGrad, grad, x, words, values.shape[0], *options) if needs[1] else None
-        db = grad.sum((0, 2, 3)) if needs[3] else None
-        return dx, dv, None, db, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_PackedConv2d, info, in_dims, *args)
-
-
-class _InputGrad(Function):
-    @staticmethod
-    def forward(grad, values, words, image_size, geometry, backend):
-        return _input_grad(grad, values, words, (grad.shape[0], *image_size), *geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, values, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(grad, values, words)
-
-    @staticmethod
-    def backward(ctx, grad_dx):
-        grad, values, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = backends.apply(_PackedConv2d, grad_dx, values, words, None, *options) if needs[0] else None
-        dv = backends.apply(_ValuesGrad, grad, grad_dx, words, values.shape[0], *options) if needs[1] else None
-        return dgrad, dv, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
-
-
-class _ValuesGrad(Function):
-    @staticmethod
-    def forward(grad, x, words, kept, geometry, backend):
-        return _values_grad(grad, x, words, kept, *geometry, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, x, words, _, ctx.geometry, ctx.backend = inputs
-        ctx.save_for_backward(grad, x, words)
-
-    @staticmethod
-    def backward(ctx, grad_dv):
-        grad, x, words = ctx.saved_tensors
-        needs, options = ctx.needs_input_grad, (ctx.geometry, ctx.backend)
-        dgrad = backends.apply(_PackedConv2d, x, grad_dv, words, None, *options) if needs[0] else None
-        dx = backends.apply(_InputGrad, grad, grad_dv, words, tuple(x.shape[1:]), *options) if needs[1] else None
-        return dgrad, dx, None, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_loop(_ValuesGrad, info, in_dims, *args)
+_apply = differentiable(
+    lambda x, *rest: _forward(x, *rest).contiguous(memory_format=layout_of(x)),
+    lambda grad, values, words, image, *options: _input_grad(grad, values, words, (grad.shape[0], *image), *options),
+    lambda grad, x, words, kept, *options: _values_grad(grad, x, words, *kept, *options),
+)

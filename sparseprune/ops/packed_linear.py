@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from . import backends
+from .bilinear import differentiable
 from .bitmask import BitMask
 from .choice import choose_packed, linear_work
 from .packed_values import check_packed, kept_slots, scattered
@@ -41,7 +41,7 @@ def packed_linear(
     out, columns = mask.shape
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
-    y = backends.apply(_PackedLinear, x.reshape(-1, columns), values, mask.words, bias, backend)
+    y = _apply(x.reshape(-1, columns), values, mask.words, bias, (backend,))
     return y.reshape(*x.shape[:-1], out)
 
 
@@ -109,71 +109,8 @@ _values_grad = backends.register(
 )
 
 
-class _PackedLinear(Function):
-    @staticmethod
-    def forward(x, values, words, bias, backend):
-        return _forward(x, values, words, bias, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, values, words, _, ctx.backend = inputs
-        ctx.save_for_backward(x, values, words)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, values, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dx = backends.apply(_InputGrad, grad, values, words, x.shape[1], ctx.backend) if needs[0] else None
-        dv = backends.apply(_ValuesGrad, grad, x, words, values.shape[0], ctx.backend) if needs[1] else None
-        db = grad.sum(0) if needs[3] else None
-        return dx, dv, None, db, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_PackedLinear, info, in_dims, *args)
-
-
-class _InputGrad(Function):
-    @staticmethod
-    def forward(grad, values, words, columns, backend):
-        return _input_grad(grad, values, words, columns, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, values, words, _, ctx.backend = inputs
-        ctx.save_for_backward(grad, values, words)
-
-    @staticmethod
-    def backward(ctx, grad_dx):
-        grad, values, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dgrad = backends.apply(_PackedLinear, grad_dx, values, words, None, ctx.backend) if needs[0] else None
-        dv = backends.apply(_ValuesGrad, grad, grad_dx, words, values.shape[0], ctx.backend) if needs[1] else None
-        return dgrad, dv, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_batch(_InputGrad, info, in_dims, *args)
-
-
-class _ValuesGrad(Function):
-    @staticmethod
-    def forward(grad, x, words, kept, backend):
-        return _values_grad(grad, x, words, kept, backend)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        grad, x, words, _, ctx.backend = inputs
-        ctx.save_for_backward(grad, x, words)
-
-    @staticmethod
-    def backward(ctx, grad_dv):
-        grad, x, words = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        dgrad = backends.apply(_PackedLinear, x, grad_dv, words, None, ctx.backend) if needs[0] else None
-        dx = backends.apply(_InputGrad, grad, grad_dv, words, x.shape[1], ctx.backend) if needs[1] else None
-        return dgrad, dx, None, None, None
-
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        return backends.vmap_by_loop(_ValuesGrad, info, in_dims, *args)
+_apply = differentiable(
+    _forward,
+    lambda grad, values, words, columns, backend: _input_grad(grad, values, words, *columns, backend),
+    lambda grad, x, words, kept, backend: _values_grad(grad, x, words, *kept, backend),
+)

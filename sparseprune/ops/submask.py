@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .bitmask import BitMask, as_rows
+from .bitmask import BitMask
 from .mask_bits import pack_mask, unpack_mask
 
 
