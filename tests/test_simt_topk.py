@@ -123,6 +123,16 @@ def test_more_than_can_be_collected(machine, case, dtype):
         assert_selects(machine, *plain(scores, k, largest, candidates if seed == 1 else []))
 
 
+@pytest.mark.parametrize("every", [2, 4, 8, 32, 64, 1024])
+def test_what_is_undecided_stands_at_one_place_of_each_group(machine, every):
+    """Some lanes of a warp have nothing to collect, or the same place each."""
+    for first in (0, 1, every - 1):
+        scores = torch.zeros(1, 2048)
+        inside = scores[0, first::every]
+        inside.copy_(1 + torch.rand(len(inside)) * 2.0**-8)
+        assert_selects(machine, *plain([scores], (len(inside) + 1) // 2))
+
+
 def test_all_equals_are_kept(machine):
     """Nothing is to be decided among them, whether they fit or not."""
     for count in (OVERFLOW, 1000):

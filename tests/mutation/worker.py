@@ -22,7 +22,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from cases import OPS, Backend, linear_inputs, score_cases  # noqa: E402
+from cases import FLOATS, OPS, Backend, linear_inputs, score_cases  # noqa: E402
 from simt.harness import Emulated  # noqa: E402
 from simt.reserved import OuterBlocks  # noqa: E402
 
@@ -73,7 +73,7 @@ def cpu_checks(job: dict) -> Iterator[Check]:
                 yield f"{kind} group", lambda kind=kind, dtype=dtype, test=test: test(kind, dtype, backend)
     if "topk_mask" in job["units"]:
         for case in score_cases():
-            for dtype in (torch.float32, torch.float64):
+            for dtype in FLOATS:
                 yield case, lambda case=case, dtype=dtype: selection.test_known_hard_scores(case, dtype, "cpu")
         yield "many scores", selection.test_many_scores_with_ties_across_chunks
         for tensor in range(3):
