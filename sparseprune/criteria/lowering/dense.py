@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ops.bitmask import BitMask, as_rows
 from ...ops.products import Product
+from ...ops.submask import zero_pruned_
 
 __all__ = ["DENSE_ABOVE", "DenseLayer"]
 
@@ -21,15 +22,16 @@ class DenseLayer:
     Args:
         weight: (O, ...), non-negative.
         mask: of its shape.
+        backend: of the ops.
     """
 
-    def __init__(self, weight: Tensor, mask: BitMask) -> None:
-        self._shape = weight.shape
+    def __init__(self, weight: Tensor, mask: BitMask, backend: str) -> None:
+        self._shape, self._backend = weight.shape, backend
         self._matrix = mask.apply(weight).reshape(as_rows(weight.shape)).contiguous()
 
     def narrow(self, mask: BitMask) -> None:
         """Hold to zero what ``mask``, a part of the present one, does not keep."""
-        self._matrix.masked_fill_(mask.to_bool().logical_not_().view_as(self._matrix), 0)
+        zero_pruned_(self._matrix, mask, backend=self._backend)
 
     def product(self, x: Tensor, scale: Tensor | None) -> Tensor:
         y = self._matrix @ x

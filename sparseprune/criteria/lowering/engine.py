@@ -89,7 +89,8 @@ class LoweredNetwork:
             raise NotLoweredError(reason)
         if devices != {"cpu"}:
             raise NotLoweredError(f"programs run on a CPU, and the model is on {', '.join(sorted(devices))}")
-        self.dtype, self._structural, self._backend = dtype, structural, backend
+        self.dtype, self._structural = dtype, structural
+        self._backend = "native" if backend == "auto" else backend
         nodes = trace(model, tuple(example_input.shape[1:]), dtype)
         if structural:
             for node in nodes:
@@ -150,7 +151,7 @@ class LoweredNetwork:
         if dense and isinstance(layer, DenseLayer) and mask & before == mask:
             layer.narrow(mask)
         elif dense:
-            self._layers[name] = DenseLayer(weight, mask)
+            self._layers[name] = DenseLayer(weight, mask, self._backend)
         else:
             self._layers[name] = SparseColumns.pack(weight, mask, self._groups[name], self._backend)
 
