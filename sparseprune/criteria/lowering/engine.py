@@ -122,6 +122,12 @@ class LoweredNetwork:
             found = self._scores(masks)
         return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
 
+    def operations(self) -> int:
+        """What the kept weights of the last run needed, a fused multiply-add being two: no more positions than differ,
+        a product, the gradient of its input where weights come before it, and the scores."""
+        passes = [(step, 3 if step.weighted[0] else 2) for step in self._steps if step.node.kind is Kind.LAYER]
+        return sum(2 * n * step.layout.count * self._masks[step.node.weight].count() for step, n in passes)
+
     def _scores(self, masks: Mapping[str, BitMask]) -> dict[str, Tensor | Product]:
         for name, mask in masks.items():
             self._keep(name, mask)
