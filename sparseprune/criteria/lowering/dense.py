@@ -34,11 +34,16 @@ class DenseLayer:
         zero_pruned_(self._matrix, mask, backend=self._backend)
 
     def product(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        y = self._matrix @ x
+        y = _product(self._matrix, x)
         return y if scale is None else y.mul_(scale[:, None])
 
     def gradients(self, grad: Tensor, x: Tensor, scale: Tensor | None, input_grad: bool) -> tuple[Tensor, Product]:
         """The gradient of x (empty unless wanted), and the scores of all weights, those pruned included."""
         grad = grad if scale is None else grad * scale[:, None]
-        inner = self._matrix.t() @ grad if input_grad else x.new_empty(0)
+        inner = _product(self._matrix.t(), grad) if input_grad else x.new_empty(0)
         return inner, Product(self._matrix.view(self._shape), (grad @ x.t()).view(self._shape), "w*g")
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    # [512, 4608] on 4 positions, one thread: 3.3 ms and 5.0 transposed; the other way round 1.5 and 0.9.
+    return (x.t() @ matrix.t()).t().contiguous() if 1 < x.shape[1] <= 8 else matrix @ x
