@@ -5,4 +5,14 @@ from .comparison import comparison_figure
 from .density import density_figure, draw_density, save_figure
 from .runs import Layer, Run, load_run
 
-__all__ = ["Layer", "Run", "SweepPoint", "collapse_figure", "comparison_figure", "density_figure", "draw_density", "load_run", "save_figure"]
+__all__ = [
+    "Layer",
+    "Run",
+    "SweepPoint",
+    "collapse_figure",
+    "comparison_figure",
+    "density_figure",
+    "draw_density",
+    "load_run",
+    "save_figure",
+]
