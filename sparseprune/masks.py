@@ -18,6 +18,7 @@ from .files import write_atomically
 from .ops.bitmask import BitMask as BitMask
 
 if TYPE_CHECKING:
+    from .progress import TraceStep
     from .summary import Summary
 
 FORMAT = "sparseprune-masks-1"
@@ -32,6 +33,7 @@ class Masks(Mapping[str, BitMask]):
 
     Attributes:
         summary: the table that ``print`` shows, where ``prune`` made one.
+        trace: every step of the run, where ``prune`` was asked for it.
 
     Raises:
         TypeError: a name is not a string, or a mask is neither a BitMask nor a bool tensor.
@@ -48,6 +50,7 @@ class Masks(Mapping[str, BitMask]):
         self._masks = {n: m if isinstance(m, BitMask) else BitMask.from_bool(m) for n, m in masks.items()}
         self.metadata = dict(metadata or {})
         self.summary: Summary | None = None
+        self.trace: tuple[TraceStep, ...] = ()
 
     @classmethod
     def ones(cls, weights: Mapping[str, Tensor]) -> Masks:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,6 +15,7 @@ from .masks import Masks
 from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
+from .progress import Progress, TraceStep
 from .schedules import exponential
 from .summary import summarize
 
@@ -25,25 +25,6 @@ Formula = Product | SurvivorScores
 FORMULAS = (Product, SurvivorScores)
 
 PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What ``prune`` tells its progress callback after every step.
-
-    Attributes:
-        step, steps: this step, counted from 1, and how many there are.
-        kept, total: weights kept by now, of all prunable ones.
-    """
-
-    step: int
-    steps: int
-    kept: int
-    total: int
-
-    @property
-    def density(self) -> float:
-        return self.kept / self.total if self.total else 1.0
 
 
 def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
@@ -110,6 +91,7 @@ def prune(
     masks: Masks | None = None,
     example_input: Tensor | None = None,
     progress: Callable[[Progress], Any] | None = None,
+    trace: bool = False,
     apply: bool = False,
 ) -> Masks:
     """Choose which weights to keep, and change nothing else.
@@ -133,6 +115,8 @@ def prune(
         masks: where to start from: weights pruned there stay pruned. Default: all kept.
         example_input: a batch for the table's FLOPs and paths; default: the criterion's ``example_input``, if any.
         progress: called with a :class:`Progress` after every step.
+        trace: keep a :class:`TraceStep` of every step in the result's ``trace``: the layers' densities, which have
+            collapsed, and SynFlow's flow.
         apply: also set the pruned weights of the model to zero.
 
     Returns:
@@ -152,22 +136,31 @@ def prune(
     current = _check_start(masks, params)
     start = current.count()
     final = _target(sparsity, density, keep, total, start)
+    # As it was asked for, not final / start: rounding that first may move a step between by one weight.
+    asked = density if density is not None else None if sparsity is None else 1 - sparsity
+    wanted = 1.0 if start == 0 else final / start if asked is None else asked * (total / start)
     floors = _floors(min_per_layer, current, final)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be a positive integer, got {steps!r}")
 
     with _unchanged(model):
         score = _scorer(criterion, model, params)
+        traced: list[TraceStep] = []
         for step in range(1, steps + 1):
-            share = schedule(final / start if start else 1.0, step / steps)
+            share = schedule(wanted, step / steps)
             k = final if step == steps else min(max(round(share * start), final), current.count())
             scores = _check_scores(score(current), params, getattr(pattern, "takes_products", False))
             current = pattern.select(scores, current, k, floors)
+            if trace:
+                flow = getattr(getattr(score, "__self__", score), "log2_flow", None)
+                totals = {name: p.numel() for name, p in params.items()}
+                traced.append(TraceStep(step, current.counts(), totals, flow))
             if progress is not None:
                 progress(Progress(step, steps, k, total))
         if example_input is None:
             example_input = getattr(criterion, "example_input", None)
         current.summary = summarize(model, current, example_input)
+        current.trace = tuple(traced)
     if apply:
         current.apply_(model)
     return current

@@ -18,13 +18,14 @@ ARROWS = {
     "files": set(),
     "ops": {"files"},
     "masks": {"ops", "files"},
+    "progress": set(),
     "schedules": set(),
     "allocation": set(),
     "patterns": {"allocation", "masks", "ops"},
     "criteria": {"masks", "ops"},
     "nn": {"masks", "ops"},
     "summary": {"criteria", "masks", "ops"},
-    "pruning": {"criteria", "masks", "ops", "patterns", "schedules", "summary"},
+    "pruning": {"criteria", "masks", "ops", "patterns", "progress", "schedules", "summary"},
     "surgery": {"masks", "pruning"},
     "models": set(),
     "data": set(),
@@ -49,7 +50,7 @@ PUBLIC = (
     "densify set_storage compact held_masks dense_gradients attach explain calibrate"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")
-CPU_OPS = (*OPS, "group_topk_mask")
+CPU_OPS = (*OPS, "group_topk_mask", "sparse_columns", "position_maps", "submask")
 
 
 def imported(path: Path) -> set[str]:

@@ -162,9 +162,9 @@ def test_apply_zeroes_the_weights():
 def test_progress_and_schedule():
     reports = []
     sp.prune(net(), magnitude, density=0.01, steps=4, schedule=sp.exponential, progress=reports.append)
-    final = round(0.01 * N) / N
+    final = 0.01  # as it was asked for: the published loop has the same numbers at every step
     assert reports == [Progress(i, 4, round(final ** (i / 4) * N), N) for i in range(1, 5)]
-    assert reports[-1].density == final
+    assert reports[-1].density == round(final * N) / N
 
 
 def test_start_from_masks():
@@ -354,3 +354,21 @@ def test_formulas_and_their_tensors_give_the_same_masks(pattern):
         fused = sp.prune(model, criterion, density=0.1, steps=2, pattern=pattern)
         assert fused == sp.prune(model, criterion, density=0.1, steps=2, pattern=Tensors())
     assert seen and all(isinstance(score, torch.Tensor) for score in seen)
+
+
+def test_trace_keeps_every_step():
+    model, example = net(), torch.ones(1, 3, 6, 6)
+    steps = sp.prune(model, sp.SynFlow(example), density=0.01, steps=4, trace=True).trace
+    assert [s.step for s in steps] == [1, 2, 3, 4]
+    whole = sp.SynFlow(example).plan(model, prunable(model))
+    masks = None
+    for i, traced in enumerate(steps):  # R is that of what the step before left
+        whole.products(masks)
+        assert traced.log2_flow == pytest.approx(whole.log2_flow, abs=1e-6)
+        masks = sp.prune(model, sp.SynFlow(example), density=0.01 ** ((i + 1) / 4), steps=i + 1)
+        assert traced.counts == masks.counts()
+        assert traced.density == masks.density
+        assert traced.densities == {name: mask.density for name, mask in masks.items()}
+        assert traced.collapsed == tuple(name for name, mask in masks.items() if not mask.count())
+    assert sp.prune(model, magnitude, density=0.1, steps=2, trace=True).trace[1].log2_flow is None
+    assert sp.prune(model, magnitude, density=0.1).trace == ()

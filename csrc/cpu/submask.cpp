@@ -1,6 +1,7 @@
 #include <sparseprune/submask.h>
 
 #include "common.h"
+#include "scratch.h"
 
 namespace sparseprune {
 namespace {
@@ -34,8 +35,15 @@ inline uint64_t extract(uint64_t bits, uint64_t mask) {
 }  // namespace
 
 template <Isa isa>
-void spread_bits(const int32_t* words, const int32_t* kept, const int64_t* first, int64_t rows, int64_t row_words,
-                 int32_t* out, const Parallel& parallel) {
+void spread_bits(const int32_t* words, const int32_t* kept, int64_t rows, int64_t row_words, int32_t* out,
+                 const Parallel& parallel) {
+  Scratch<int64_t> first(rows + 1);  // the set bits of the rows before
+  first[0] = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    first[row + 1] = first[row];
+    for (int64_t word = row * row_words / 2; word < (row + 1) * row_words / 2; ++word)
+      first[row + 1] += __builtin_popcountll(load_bits(words, word));
+  }
   for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t i = first[row];
@@ -75,8 +83,23 @@ Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, 
   return found;
 }
 
-template void spread_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, const int64_t*, int64_t, int64_t,
-                                                int32_t*, const Parallel&);
+template <Isa isa, class T>
+void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel) {
+  const int64_t row_words = ceil_div(cols, 64);
+  for_ranges(parallel, rows, grain_of(cols * static_cast<int64_t>(sizeof(T))), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t word = 0; word < row_words; ++word) {
+        uint64_t pruned = ~load_bits(words, row * row_words + word) & low_bits(cols - 64 * word);
+        for (; pruned != 0; pruned &= pruned - 1) weight[row * cols + 64 * word + __builtin_ctzll(pruned)] = 0;
+      }
+    }
+  });
+}
+
+template void zero_pruned<Isa::SPARSEPRUNE_ISA>(float*, const int32_t*, int64_t, int64_t, const Parallel&);
+template void zero_pruned<Isa::SPARSEPRUNE_ISA>(double*, const int32_t*, int64_t, int64_t, const Parallel&);
+template void spread_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*,
+                                                const Parallel&);
 template Collected collect_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*);
 
 }  // namespace sparseprune

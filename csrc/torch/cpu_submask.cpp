@@ -8,21 +8,19 @@
 namespace sparseprune::torch_cpu {
 namespace {
 
-Tensor spread_bits(const Tensor& words, const Tensor& kept, const Tensor& first) {
+Tensor spread_bits(const Tensor& words, const Tensor& kept) {
   check_layout(words, "words", 2);
   const int64_t rows = words.size(0), row_words = words.size(1);
   check_words(words, "words", rows, 32 * row_words);
   check_layout(kept, "kept", 2);
   check_words(kept, "kept", 1, 32 * kept.size(1));
-  check_layout(first, "first", 1);
-  check_size(first, "first", 0, rows + 1);
-  STD_TORCH_CHECK(first.scalar_type() == ScalarType::Long, "`first` must be an int64 tensor, got another dtype");
-  STD_TORCH_CHECK(data<int64_t>(first)[rows] <= 32 * kept.size(1), "`kept` must have a bit for each of the ",
-                  data<int64_t>(first)[rows], " set bits, got ", 32 * kept.size(1));
+  const int64_t count = count_bits(words);
+  STD_TORCH_CHECK(count <= 32 * kept.size(1), "`kept` must have a bit for each of the ", count, " set bits, got ",
+                  32 * kept.size(1));
   Tensor out = empty({rows, row_words}, ScalarType::Int);
   with_isa([&](auto isa) {
-    sparseprune::spread_bits<decltype(isa)::value>(data<int32_t>(words), data<int32_t>(kept), data<int64_t>(first),
-                                                   rows, row_words, mutable_data<int32_t>(out), torch_threads());
+    sparseprune::spread_bits<decltype(isa)::value>(data<int32_t>(words), data<int32_t>(kept), rows, row_words,
+                                                   mutable_data<int32_t>(out), torch_threads());
   });
   return out;
 }
@@ -46,10 +44,24 @@ std::vector<Tensor> collect_bits(const Tensor& words, const Tensor& part, int64_
   return {kept, counts};
 }
 
+void zero_pruned(Tensor weight, const Tensor& words) {
+  check_layout(weight, "weight", 2);
+  check_real(weight, "weight");
+  check_words(words, "words", weight.size(0), weight.size(1));
+  with_real(weight, [&](auto zero) {
+    using T = decltype(zero);
+    with_isa([&](auto isa) {
+      sparseprune::zero_pruned<decltype(isa)::value>(mutable_data<T>(weight), data<int32_t>(words), weight.size(0),
+                                                     weight.size(1), torch_threads());
+    });
+  });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sparseprune_native, CPU, m) {
   m.impl("spread_bits", TORCH_BOX(&spread_bits));
+  m.impl("zero_pruned_", TORCH_BOX(&zero_pruned));
   m.impl("collect_bits", TORCH_BOX(&collect_bits));
 }
 

@@ -54,6 +54,7 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def("map_positions(Tensor x, Tensor runs, Tensor factors, int width, bool backward) -> Tensor");
   m.def("max_positions(Tensor x, Tensor windows, int width) -> Tensor[]");
   m.def("max_positions_grad(Tensor grad, Tensor winners, int width) -> Tensor");
-  m.def("spread_bits(Tensor words, Tensor kept, Tensor first) -> Tensor");
+  m.def("spread_bits(Tensor words, Tensor kept) -> Tensor");
+  m.def("zero_pruned_(Tensor(a!) weight, Tensor words) -> ()");
   m.def("collect_bits(Tensor words, Tensor part, int count) -> Tensor[]");
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import analyze, explain, info, prune, report, train
+from . import analyze, explain, info, prune, report, sweep, train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,7 @@ app.command("report")(report.command)
 app.command("analyze")(analyze.command)
 app.command("explain")(explain.command)
 app.command("calibrate")(explain.calibrate_command)
+app.command("sweep")(sweep.command)
 app.command("info")(info.command)
 
 

@@ -92,6 +92,11 @@ class SynFlowStep:
             self.reason = str(error)
             self._network = LinearNetwork(model, example, dtype=self._dtype, scale=criterion.scale)
 
+    @property
+    def operations(self) -> int | None:
+        """What the weights left at the last call needed (a fused multiply-add is two); None if not lowered."""
+        return None if self._lowered is None else self._lowered.operations()
+
     def __call__(self, masks: Masks | None = None) -> Scores:
         """The scores of :meth:`products` as tensors."""
         return tensors_of(self.products(masks))

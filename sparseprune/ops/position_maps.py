@@ -20,7 +20,7 @@ def map_positions(
         width: positions of the result, [C, width], which is zero where no run leads.
         backward: swap ``to`` and ``from``: the gradient of x from that of y.
     """
-    return backends.call("map_positions", MAP, backend, x, runs, factors, width, backward)
+    return backends.call_again("map_positions", MAP, backend, x, runs, factors, width, backward)
 
 
 def max_positions(x: Tensor, windows: Tensor, width: int, *, backend: str = backends.DEFAULT) -> tuple[Tensor, Tensor]:
@@ -31,13 +31,13 @@ def max_positions(x: Tensor, windows: Tensor, width: int, *, backend: str = back
         windows: int32 [n, taps]; negative entries are no positions.
         width: of the results, at least n; beyond n they are 0 and -1.
     """
-    y, winners = backends.call("max_positions", MAX, backend, x, windows, width)
+    y, winners = backends.call_again("max_positions", MAX, backend, x, windows, width)
     return y, winners
 
 
 def max_positions_grad(grad: Tensor, winners: Tensor, width: int, *, backend: str = backends.DEFAULT) -> Tensor:
     """The gradient [C, width] of x from that of :func:`max_positions`."""
-    return backends.call("max_positions_grad", MAX_GRAD, backend, grad, winners, width)
+    return backends.call_again("max_positions_grad", MAX_GRAD, backend, grad, winners, width)
 
 
 def map_reference(x: Tensor, runs: Tensor, factors: Tensor, width: int, backward: bool) -> Tensor:

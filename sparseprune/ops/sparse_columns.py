@@ -54,17 +54,17 @@ class SparseColumns:
         if weight.shape[0] > MOST_ROWS:
             raise ValueError(f"weight must have at most {MOST_ROWS:,} rows, got {weight.shape[0]:,}")
         matrix = weight.reshape(as_rows(weight.shape)).contiguous()
-        made = backends.call("pack_columns", PACK, backend, matrix, mask.words, groups, mask.count())
+        made = backends.call_again("pack_columns", PACK, backend, matrix, mask.words, groups, mask.count())
         return cls(*made, backend)
 
     def narrow(self, kept: BitMask, count: int) -> SparseColumns:
         """Of these weights, counted row by row, the ``count`` that ``kept`` [number of them] keeps."""
-        made = backends.call("narrow_columns", NARROW, self.backend, *self._parts, kept.words, count)
+        made = backends.call_again("narrow_columns", NARROW, self.backend, *self._parts, kept.words, count)
         return SparseColumns(*made, self.backend)
 
     def product(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """``scale * (W x)``: x [I, N], scale [O] or None, N 1, 4 or a multiple of 8; [O, N]."""
-        return backends.call("columns_product", PRODUCT, self.backend, *self._parts, x, scale)
+        return backends.call_again("columns_product", PRODUCT, self.backend, *self._parts, x, scale)
 
     def gradients(
         self, grad: Tensor, x: Tensor, scale: Tensor | None = None, input_grad: bool = True
@@ -73,7 +73,9 @@ class SparseColumns:
 
         The scores are in the order of the weights: row by row, columns ascending.
         """
-        found = backends.call("columns_gradients", GRADIENTS, self.backend, *self._parts, grad, x, scale, input_grad)
+        found = backends.call_again(
+            "columns_gradients", GRADIENTS, self.backend, *self._parts, grad, x, scale, input_grad
+        )
         return found[0], found[1]
 
     @property

@@ -12,20 +12,27 @@ from .mask_bits import pack_mask, unpack_mask
 
 def keep_within(mask: BitMask, kept: BitMask, *, backend: str = backends.DEFAULT) -> BitMask:
     """The mask of those of ``mask``'s weights that ``kept`` [their number] keeps."""
-    first = torch.zeros(len(mask.words) + 1, dtype=torch.int64, device=mask.device)
-    torch.cumsum(mask.row_counts(), 0, out=first[1:])
-    return BitMask._trusted(backends.call("spread_bits", SPREAD, backend, mask.words, kept.words, first), mask.shape)
+    return BitMask._trusted(backends.call_again("spread_bits", SPREAD, backend, mask.words, kept.words), mask.shape)
 
 
 def within(mask: BitMask, part: BitMask, count: int, *, backend: str = backends.DEFAULT) -> tuple[BitMask, int, int]:
     """The inverse: which of ``mask``'s ``count`` weights ``part`` keeps, how many those are, and how many others."""
-    words, counts = backends.call("collect_bits", COLLECT, backend, mask.words, part.words, count)
+    words, counts = backends.call_again("collect_bits", COLLECT, backend, mask.words, part.words, count)
     return BitMask._trusted(words, (count,)), *counts.tolist()
 
 
-def spread_reference(words: Tensor, kept: Tensor, first: Tensor) -> Tensor:
+def zero_pruned_(weight: Tensor, mask: BitMask, *, backend: str = backends.DEFAULT) -> None:
+    """Set to zero, in place, what ``mask`` does not keep of ``weight`` [O, I]; the rest is not touched."""
+    backends.call_again("zero_pruned_", ZERO, backend, weight, mask.words)
+
+
+def zero_reference(weight: Tensor, words: Tensor) -> None:
+    weight.masked_fill_(~unpack_mask(words, weight.shape[1]), 0)
+
+
+def spread_reference(words: Tensor, kept: Tensor) -> Tensor:
     mask = unpack_mask(words, 32 * words.shape[1])
-    return pack_mask(mask.masked_scatter(mask, unpack_mask(kept, 32 * kept.shape[1])[0, : int(first[-1])]))
+    return pack_mask(mask.masked_scatter(mask, unpack_mask(kept, 32 * kept.shape[1])[0, : int(mask.sum())]))
 
 
 def collect_reference(words: Tensor, part: Tensor, count: int) -> list[Tensor]:
@@ -36,3 +43,4 @@ def collect_reference(words: Tensor, part: Tensor, count: int) -> list[Tensor]:
 
 SPREAD = {"native": backends.native("spread_bits"), "reference": backends.reference(spread_reference)}
 COLLECT = {"native": backends.native("collect_bits"), "reference": backends.reference(collect_reference)}
+ZERO = {"native": backends.native("zero_pruned_"), "reference": backends.reference(zero_reference)}

@@ -70,6 +70,20 @@ def test_equals_the_published_algorithm_in_float64():
         masks = sp.Masks(kept)
 
 
+def test_a_hundred_steps_keep_what_the_published_loop_keeps():
+    """LeNet-5 in float64, to the bit: the same scores, and as many weights kept at every step."""
+    model, example = sp.models.lenet5().double(), torch.ones(1, 1, 28, 28)
+    kept = None
+    for step in range(1, 101):
+        _, scores = published_synflow(model, example, kept)
+        flat = torch.cat([score.flatten() for score in scores.values()])
+        k = round(0.01 ** (step / 100) * len(flat))
+        threshold = flat.kthvalue(len(flat) - k).values
+        kept = {name: score > threshold for name, score in scores.items()}
+    masks = sp.prune(model, SynFlow(example), density=0.01, steps=100)
+    assert all(torch.equal(masks[name].to_bool(), mask) for name, mask in kept.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("make", [residual_net, conv_chain])
 def test_rescaled_scores_are_exactly_a_power_of_two_times_the_plain_ones(make, dtype):

@@ -7,7 +7,7 @@ import torch
 from cases import Backend, backends
 
 from sparseprune import BitMask, topk_mask
-from sparseprune.ops.submask import SPREAD, keep_within, within
+from sparseprune.ops.submask import SPREAD, keep_within, within, zero_pruned_
 from sparseprune.ops.survivor_scores import SurvivorScores
 
 BACKENDS = [*backends(SPREAD), Backend("reference"), Backend("auto")]
@@ -27,6 +27,17 @@ def test_within_and_back(backend, shape, density):
     assert (count, others) == (sum(expected), int((part & ~mask).sum()))
     assert torch.equal(back.to_bool(), mask & part)
     assert torch.equal(back.words, BitMask.from_bool(mask & part).words)  # no stray bits
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 64), (3, 65), (40, 130)], ids=str)
+def test_pruned_slots_become_zero_whatever_they_held(backend, shape):
+    mask, weight = torch.rand(shape) < 0.5, torch.rand(shape)
+    weight[~mask] = torch.nan
+    expected = [w if m else 0.0 for w, m in zip(weight.flatten().tolist(), mask.flatten().tolist(), strict=True)]
+    with backend.forced():
+        zero_pruned_(weight, BitMask.from_bool(mask), backend=backend.name)
+    assert weight.flatten().tolist() == expected
 
 
 @pytest.mark.parametrize("options", [{}, {"floors": [9, 0, 2]}, {"ceilings": [5, 40, 30]}, {"largest": False}])

@@ -8,10 +8,9 @@
 
 namespace sparseprune {
 
-// out: [rows, row_words], the i-th set bit of `words` where bit i of `kept` is set. first[row]: the set bits of the
-// rows before.
+// out: [rows, row_words], the i-th set bit of `words` where bit i of `kept` is set.
 template <Isa isa>
-void spread_bits(const int32_t* words, const int32_t* kept, const int64_t* first, int64_t rows, int64_t row_words,
+void spread_bits(const int32_t* words, const int32_t* kept, int64_t rows, int64_t row_words,
                  int32_t* out, const Parallel& parallel);
 
 // How many bits of `part` are within `words`, and how many are not.
@@ -22,5 +21,9 @@ struct Collected {
 // The inverse: bit i of `kept` (zeros when called) is the bit of `part` where the i-th set bit of `words` is.
 template <Isa isa>
 Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept);
+
+// weight: [rows, cols], zero where the bit of `words` is not set; only those slots are written.
+template <Isa isa, class T>
+void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel);
 
 }  // namespace sparseprune

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...ops.bitmask import BitMask, as_rows
 from ...ops.products import Product
+from ...ops.submask import zero_pruned_
 
 __all__ = ["DENSE_ABOVE", "DenseLayer"]
 
@@ -21,22 +22,28 @@ class DenseLayer:
     Args:
         weight: (O, ...), non-negative.
         mask: of its shape.
+        backend: of the ops.
     """
 
-    def __init__(self, weight: Tensor, mask: BitMask) -> None:
-        self._shape = weight.shape
+    def __init__(self, weight: Tensor, mask: BitMask, backend: str) -> None:
+        self._shape, self._backend = weight.shape, backend
         self._matrix = mask.apply(weight).reshape(as_rows(weight.shape)).contiguous()
 
     def narrow(self, mask: BitMask) -> None:
         """Hold to zero what ``mask``, a part of the present one, does not keep."""
-        self._matrix.masked_fill_(mask.to_bool().logical_not_().view_as(self._matrix), 0)
+        zero_pruned_(self._matrix, mask, backend=self._backend)
 
     def product(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        y = self._matrix @ x
+        y = _product(self._matrix, x)
         return y if scale is None else y.mul_(scale[:, None])
 
     def gradients(self, grad: Tensor, x: Tensor, scale: Tensor | None, input_grad: bool) -> tuple[Tensor, Product]:
         """The gradient of x (empty unless wanted), and the scores of all weights, those pruned included."""
         grad = grad if scale is None else grad * scale[:, None]
-        inner = self._matrix.t() @ grad if input_grad else x.new_empty(0)
+        inner = _product(self._matrix.t(), grad) if input_grad else x.new_empty(0)
         return inner, Product(self._matrix.view(self._shape), (grad @ x.t()).view(self._shape), "w*g")
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    # [512, 4608] on 4 positions, one thread: 3.3 ms and 5.0 transposed; the other way round 1.5 and 0.9.
+    return (x.t() @ matrix.t()).t().contiguous() if 1 < x.shape[1] <= 8 else matrix @ x

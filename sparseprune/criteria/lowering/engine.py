@@ -89,7 +89,8 @@ class LoweredNetwork:
             raise NotLoweredError(reason)
         if devices != {"cpu"}:
             raise NotLoweredError(f"programs run on a CPU, and the model is on {', '.join(sorted(devices))}")
-        self.dtype, self._structural, self._backend = dtype, structural, backend
+        self.dtype, self._structural = dtype, structural
+        self._backend = "native" if backend == "auto" else backend
         nodes = trace(model, tuple(example_input.shape[1:]), dtype)
         if structural:
             for node in nodes:
@@ -121,6 +122,12 @@ class LoweredNetwork:
             found = self._scores(masks)
         return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
 
+    def operations(self) -> int:
+        """What the kept weights of the last run needed, a fused multiply-add being two: no more positions than differ,
+        a product, the gradient of its input where weights come before it, and the scores."""
+        passes = [(step, 3 if step.weighted[0] else 2) for step in self._steps if step.node.kind is Kind.LAYER]
+        return sum(2 * n * step.layout.count * self._masks[step.node.weight].count() for step, n in passes)
+
     def _scores(self, masks: Mapping[str, BitMask]) -> dict[str, Tensor | Product]:
         for name, mask in masks.items():
             self._keep(name, mask)
@@ -150,7 +157,7 @@ class LoweredNetwork:
         if dense and isinstance(layer, DenseLayer) and mask & before == mask:
             layer.narrow(mask)
         elif dense:
-            self._layers[name] = DenseLayer(weight, mask)
+            self._layers[name] = DenseLayer(weight, mask, self._backend)
         else:
             self._layers[name] = SparseColumns.pack(weight, mask, self._groups[name], self._backend)
 
