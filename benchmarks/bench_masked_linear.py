@@ -46,6 +46,7 @@ def rows(plan: Plan) -> Iterator[Row]:
                 f"{n_in} to {n_out}, batch {batch}",
                 IMPLEMENTATIONS,
                 sp.masked_linear,
+                sp.packed_linear,
                 dense={"oneDNN": onednn_linear} if plan.device == "cpu" else {},
                 peers={"torch.sparse CSR": torch_csr, "sparseprop": sparseprop_linear},
             )
@@ -60,6 +61,7 @@ def rows(plan: Plan) -> Iterator[Row]:
             f"{n_in} to {n_out}, batch {batch}, 2:4",
             IMPLEMENTATIONS,
             sp.masked_linear,
+            sp.packed_linear,
             dense={},
             peers={"cuSPARSELt": cusparselt_linear},
         )

@@ -7,7 +7,7 @@ its pruned weights at zero; its weight gradient is not masked), ``torch.compile`
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -174,6 +174,18 @@ def _ours(p: Problem, backend: str, masked: Callable[..., Tensor]) -> Timed:
     return p.timed(run, 1.0 if backend == "reference" else p.shape.density, capturable=backend != "reference")
 
 
+def _packed(p: Problem, packed: Callable[..., Tensor]) -> Timed:
+    """The same layer on its survivors' values alone, whose gradient is as long."""
+    t, mask = p.tensors, p.mask
+    values = sp.pack_values(t["weight"].detach(), mask).requires_grad_()
+
+    def check(results: tuple[Tensor, ...]) -> None:
+        p.check(tuple(sp.unpack_values(r, mask) if r.shape == values.shape else r for r in results))
+
+    run = lambda: run_layer(lambda x, v: packed(x, v, mask), t["x"], values, t["grad"], p.phase)  # noqa: E731
+    return p.timed(run, p.shape.density, check=check)
+
+
 def layer_rows(
     plan: Plan,
     base: Shape,
@@ -181,8 +193,10 @@ def layer_rows(
     name: str,
     implementations: Mapping[str, Any],
     masked: Callable[..., Tensor],
+    packed: Callable[..., Tensor],
     dense: Mapping[str, Callable[[Problem], Timed]],
     peers: Mapping[str, Callable[[Problem], Timed]],
+    densities: Sequence[float] = DENSITIES,
 ) -> Iterator[Row]:
     """All rows of one shape: whoever does not depend on density once, the others at every density.
 
@@ -202,12 +216,13 @@ def layer_rows(
         yield row(side, DENSE, partial(_build, middle, build))
     yield row("torch.nn.utils.prune", PEER, partial(_build, middle, _torch_prune))
     yield row("reference", OURS, partial(_build, middle, partial(_ours, backend="reference", masked=masked)))
-    densities = plan.pick(quick=(0.5, 0.1), cpu=DENSITIES, cuda=DENSITIES)
+    densities = plan.pick(quick=(0.5, 0.1), cpu=densities, cuda=densities)
     for density in (0.5,) if base.two_of_four else densities:
         shape = replace(base, density=density)
         for backend in ours(b for b in implementations if b != "reference"):
             run = partial(_ours, backend=backend, masked=masked)
             yield row(backend, OURS, partial(_build, shape, run), density=density)
+        yield row("packed", OURS, partial(_build, shape, partial(_packed, packed=packed)), density=density)
         for side, build in peers.items():
             yield row(side, PEER, partial(_build, shape, build), density=density)
 

@@ -41,7 +41,7 @@ def test_the_last_elements_of_large_arrays_are_right(folder, level):
     [
         ("mask_bits.cpp", "row * cols + 64 * word", "pack"),
         ("masked_linear.cpp", "n * size.in + 64 * first + i", "linear input_grad by slots"),
-        ("conv_blocks.h", "(run.image * size_.in_channels * height + y) * width + x", "conv"),
+        ("conv_tile.h", "(number * y.source + phase_y + row * y.source_step) * x.source + phase_x", "conv"),
     ],
     ids=["masks", "linear", "conv"],
 )

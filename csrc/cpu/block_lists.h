@@ -34,7 +34,8 @@ class BlockLists {
 
   // Rows [first, last) of a weight with `cols` columns, in blocks of `block` of them (a multiple of 64), with room for
   // `kept` survivors. The weight's values may be null: then none are written.
-  void take_rows(const Weight<const T>& weight, int64_t cols, int64_t first, int64_t last, int64_t block, int64_t kept) {
+  void take_rows(const Weight<const T>& weight, int64_t cols, int64_t first, int64_t last, int64_t block,
+                 int64_t kept) {
     const int64_t row_words = ceil_div(cols, 64), block_words = block / 64;
     resize(last - first, ceil_div(cols, block));
     reserve(kept);
@@ -51,7 +52,8 @@ class BlockLists {
       start_[list + 1] = start_[list] + length;
     }
     // Row by row, as the weight lies in memory.
-    const bool gather = weight.values != nullptr && !weight.packed(), copy = weight.values != nullptr && weight.packed();
+    const bool gather = weight.values != nullptr && !weight.packed();
+    const bool copy = weight.values != nullptr && weight.packed();
     const T* packed = copy ? weight.values + weight.start[first] : nullptr;
     for (int64_t row = 0; row < count_; ++row) {
       for (int64_t list = row; list < count_ * blocks_; list += count_) {

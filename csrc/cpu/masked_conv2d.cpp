@@ -1,55 +1,142 @@
 #include <sparseprune/masked_conv2d.h>
 
-#include "conv_blocks.h"
+#include "conv_products.h"
 
 namespace sparseprune {
 namespace {
 
-inline int64_t group_columns(const ConvSize& size) {
-  return size.in_channels / size.groups * size.kernel[0] * size.kernel[1];
+// What a tile may fill of the L2 cache, and so many positions that its edges, which are read twice, hardly matter.
+constexpr int64_t kTileBytes = 1 << 18;
+constexpr int64_t kTilePositions = 1 << 12;
+// Vectors of positions that a pass over the survivors of the weight's gradient sums at once.
+constexpr int64_t kGradVectors = 32;
+
+// Windows whose tiles fit into the L2 cache, if a block of positions does.
+template <class T>
+Windows windows_of(const Geometry& g) {
+  constexpr int64_t block = kBlockVectors * kLanes<T>;
+  const int64_t bytes = max_of(1, g.source_channels * g.source_phases()) * static_cast<int64_t>(sizeof(T));
+  return Windows(g, max_of(block, min_of(kTilePositions, kTileBytes / bytes)), block);
 }
 
-// The lists of one group; indices into `index` and `value` stay what they are.
+// Bytes that a block of positions reads of a source channel.
 template <class T>
-inline Lists<T> of_group(const Lists<T>& lists, int64_t group, int64_t groups) {
-  const int64_t count = lists.count / groups;
-  return {count, lists.start + group * count, lists.index, lists.value};
+int64_t bytes_of_channel(const Windows& windows, int64_t positions) {
+  const Geometry& g = windows.geometry;
+  const int64_t line = positions + g.x.high - g.x.low + 16;
+  const int64_t lines = min_of(g.y.high - g.y.low + 1, g.y.kernel);
+  const int64_t read = min_of(Tile<T>::plane_size(windows), min_of(lines * line, line + windows.most_shift()));
+  return g.source_phases() * read * static_cast<int64_t>(sizeof(T));
 }
 
-// The first survivor of a list whose index is at least `index`.
+// Result channels [first, last) of a group for one window.
 template <class T>
-inline int64_t lower_bound(const Lists<T>& lists, int64_t list, int64_t index) {
-  int64_t low = lists.start[list], high = lists.start[list + 1];
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (lists.index[middle] < index) {
-      low = middle + 1;
-    } else {
-      high = middle;
+class Block {
+ public:
+  Block(const Windows& windows, const ConvLists<T>& lists)
+      : windows_(windows), lists_(lists), places_(windows), phases_(windows.geometry.result_phases()) {}
+
+  void run(const Tile<T>& tile, const Window& window, int64_t first, int64_t last, const T* bias, T* result) {
+    const int64_t positions = windows_.positions(window), all = ceil_div(positions, kLanes<T>);
+    const int64_t blocks = ceil_div(all, kBlockVectors);
+    if (lists_.blocks > 1) totals_.allocate((last - first) * kBlockVectors * kLanes<T>);
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t begin = block * kBlockVectors, end = min_of(all, begin + kBlockVectors);
+      places_.set(window, begin * kLanes<T>, min_of(end * kLanes<T>, positions));
+      with_count(end - begin, [&](auto nv) {
+        sum<decltype(nv)::value>(tile.get() + begin * kLanes<T>, first, last, bias, result);
+      });
     }
   }
-  return low;
-}
 
-// Output channels of `lists`, one block: products with the panel, written where the block's positions are in
-// y.
-template <class T, int NV>
-void multiply_block(const Lists<T>& lists, int64_t first, int64_t last, const T* panel, const T* bias, T* y,
-                    const ConvSize& size, const Blocks& blocks, int64_t set, int64_t block) {
-  alignas(64) T row[kPanel<T, NV>];
-  Run runs[kPanel<T, NV>];
-  int64_t count = 0;
-  for_runs(blocks, set, block, blocks.positions, [&](const Run& run) { runs[count++] = run; });
-  for (int64_t list = first; list < last; ++list) {
-    multiply_list<T, NV>(lists, list, panel, row);
-    if (bias != nullptr) {
-      for (int64_t i = 0; i < kPanel<T, NV>; ++i) row[i] += bias[list];
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      T* to = y + (runs[r].image * size.out_channels + list) * blocks.positions + runs[r].x;
-      copy_inside(to, row + runs[r].lane, 0, runs[r].length, runs[r].length);
+ private:
+  template <int NV>
+  void sum(const T* tile, int64_t first, int64_t last, const T* bias, T* result) {
+    const int64_t channel_size = Tile<T>::channel_size(windows_);
+    for (int64_t b = 0; b < lists_.blocks; ++b) {
+      const T* from = tile + b * lists_.block_channels * channel_size;
+      for (int64_t list = first; list < last; ++list) {
+        T* row = totals_.get() + (list - first) * NV * kLanes<T>;
+        Vec<T> total[NV];
+        const Vec<T> start = splat(bias == nullptr ? T{0} : bias[list]);
+        for (int v = 0; v < NV; ++v) total[v] = b == 0 ? start : load(row + v * kLanes<T>);
+        const int64_t begin = lists_.begin(list, b), count = lists_.end(list, b) - begin;
+        add_survivors<T, NV>(lists_.offset + begin, lists_.value + begin, count, from, total);
+        alignas(64) T done[NV * kLanes<T>];
+        const bool last_block = b == lists_.blocks - 1;
+        for (int v = 0; v < NV; ++v) store((last_block ? done : row) + v * kLanes<T>, total[v]);
+        if (last_block) places_.write(done, list / phases_, list % phases_, result);
+      }
     }
   }
+
+  const Windows& windows_;
+  const ConvLists<T>& lists_;
+  Places<T> places_;
+  int64_t phases_;
+  Scratch<T> totals_;
+};
+
+// The output's gradient in a window, a row of positions for each of some channels, 0 where a position means nothing.
+template <class T>
+class GradRows {
+ public:
+  GradRows(const Windows& windows, const ConvSize& size)
+      : windows_(windows),
+        size_(size),
+        row_((ceil_div(windows.most_positions() * static_cast<int64_t>(sizeof(T)), 64) | 1) * 64 / sizeof(T)),
+        runs_(windows.images * windows.rows) {}
+
+  void fill(const T* grad, const Window& window, int64_t first, int64_t last) {
+    if (last - first > channels_) memory_.allocate((last - first) * row_);
+    const bool cleared = window.same_shape(last_) && last - first <= channels_;
+    channels_ = last - first;
+    last_ = window;
+    int64_t count = 0;
+    for_runs(windows_, window, 0, windows_.positions(window), [&](const Run& run) { runs_[count++] = run; });
+    for (int64_t channel = first; channel < last; ++channel) {
+      T* to = memory_.get() + (channel - first) * row_;
+      if (!cleared) std::memset(to, 0, static_cast<size_t>(row_) * sizeof(T));
+      for (int64_t i = 0; i < count; ++i) {
+        const Run& run = runs_[i];
+        const int64_t line = (run.image * size_.out_channels + channel) * size_.output[0] + run.row;
+        const T* from = grad + line * size_.output[1] + run.column;
+        prefetch_run(from + size_.output[0] * size_.output[1], run.length);
+        copy_run(to + run.position, from, run.length);
+      }
+    }
+  }
+  const T* operator[](int64_t channel) const { return memory_.get() + channel * row_; }
+
+ private:
+  const Windows& windows_;
+  const ConvSize& size_;
+  int64_t row_, channels_ = 0;
+  Window last_{};
+  Scratch<Run> runs_;
+  Scratch<T> memory_;
+};
+
+template <class T>
+void convolve(const Windows& windows, const ConvLists<T>& lists, const T* source, const T* bias, T* result,
+              const Parallel& parallel) {
+  const int64_t groups = windows.geometry.groups, tiles = windows.count() * groups;
+  // Few tiles: several tasks share one, each with some of the result's channels and a tile of its own.
+  const int64_t parts = parallel.threads == 1 || tiles >= 4 * parallel.threads ? 1 : parallel.threads;
+  for_ranges(parallel, tiles * parts, 1, [&](int64_t begin, int64_t end) {
+    Tile<T> tile(windows);
+    Block<T> block(windows, lists);
+    int64_t filled = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts, index = task / parts, group = index % groups;
+      const Window window = windows[index / groups];
+      const int64_t first = lists.part(group, groups, part, parts), last = lists.part(group, groups, part + 1, parts);
+      if (first == last) continue;
+      if (filled != index) tile.fill(source, window, group);
+      filled = index;
+      block.run(tile, window, first, last, bias, result);
+    }
+  });
 }
 
 }  // namespace
@@ -58,140 +145,88 @@ template <Isa isa, class T>
 void masked_conv2d(const T* x, const Weight<const T>& weight, const T* bias, T* y, const ConvSize& given,
                    const Parallel& parallel) {
   const ConvSize size = as_lines(given);
-  const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
-                out = size.out_channels / size.groups;
-  const Blocks blocks(size, panel_width<T>(columns));
-  const RowLists<T> rows(weight, size.out_channels, columns, parallel);
-  // Few blocks: several tasks share one, each with some of the output channels and a panel of its own.
-  const int64_t panels = size.groups * blocks.count();
-  const int64_t parts = max_of(1, min_of(ceil_div(4 * parallel.threads, max_of(panels, 1)), out / 8));
-  for_ranges(parallel, panels * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> panel(columns * blocks.width);
-    Taps taps(size, blocks);
-    int64_t built = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t index = task / parts, part = task % parts, group = index % size.groups;
-      const int64_t set = index / size.groups / blocks.set_blocks,
-                    block = index / size.groups % blocks.set_blocks;
-      const int64_t valid = blocks.valid(set, block);
-      if (valid == 0) continue;
-      with_panel<T>(valid, [&](auto nv) {
-        constexpr int NV = decltype(nv)::value;
-        if (built != index) {
-          if (built < 0 || built / size.groups != index / size.groups) taps.set(set, block);
-          build_panel(x, size, taps, group * in, (group + 1) * in, valid, kPanel<T, NV>, panel.get());
-          built = index;
-        }
-        const Lists<T> lists = of_group(rows.lists(), group, size.groups);
-        multiply_block<T, NV>(lists, first_list(lists, part, parts), first_list(lists, part + 1, parts),
-                              panel.get(), bias == nullptr ? bias : bias + group * out,
-                              y + group * out * blocks.positions, size, blocks, set, block);
-      });
-    }
-  });
+  const Geometry g = forward_geometry(size);
+  if (size.batch == 0 || size.out_channels == 0) return;
+  const Windows windows = windows_of<T>(g);
+  RowLists<T> rows(weight, size.out_channels, g.columns(g.source_channels), parallel);
+  const int64_t bytes = bytes_of_channel<T>(windows, kBlockVectors * kLanes<T>);
+  const int64_t kept = rows.lists().start[size.out_channels];
+  const RowOffsets<T> offsets(rows, windows, block_channels<T>(windows, bytes, kept, size.out_channels), parallel);
+  convolve(windows, offsets.lists(), x, bias, y, parallel);
 }
 
 template <Isa isa, class T>
 void masked_conv2d_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, const ConvSize& given,
                               const Parallel& parallel) {
   const ConvSize size = as_lines(given);
-  const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
-                out = size.out_channels / size.groups;
-  const int64_t plane = size.input[0] * size.input[1], taps_count = size.kernel[0] * size.kernel[1];
-  const Blocks blocks(size, panel_width<T>(out));
-  const RowLists<T> rows(weight, size.out_channels, columns, parallel);
-  const ColumnLists<T> lists_of_columns(rows.lists(), columns, size.groups);
-  const Lists<T> lists = lists_of_columns.lists();
-  Scratch<T> panels(blocks.count() * size.out_channels * blocks.width);
-  pack_output_panels(grad, size, blocks, panels.get(), parallel);
-  // A task owns some channels of a set of images, so every element is summed by one thread, block after
-  // block.
-  const int64_t parts =
-      max_of(1, min_of(ceil_div(4 * parallel.threads, max_of(blocks.sets * size.groups, 1)), in));
-  for_ranges(parallel, blocks.sets * size.groups * parts, 1, [&](int64_t begin, int64_t end) {
-    Taps taps(size, blocks);
-    alignas(64) T row[kPanel<T, 4>];
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task % parts, group = task / parts % size.groups, set = task / parts / size.groups;
-      const int64_t first = group * in + in * part / parts, last = group * in + in * (part + 1) / parts;
-      const int64_t images = blocks.set_positions(set) / blocks.positions;
-      for (int64_t image = set * blocks.set_images; image < set * blocks.set_images + images; ++image) {
-        std::memset(x_grad + (image * size.in_channels + first) * plane, 0,
-                    static_cast<size_t>((last - first) * plane) * sizeof(T));
-      }
-      for (int64_t block = 0; block < blocks.set_blocks && blocks.valid(set, block) > 0; ++block) {
-        taps.set(set, block);
-        with_panel<T>(blocks.valid(set, block), [&](auto nv) {
-          constexpr int NV = decltype(nv)::value;
-          const T* panel = panels.get() +
-                           (set * blocks.set_blocks + block) * size.out_channels * blocks.width +
-                           group * out * kPanel<T, NV>;
-          for (int64_t list = first * taps_count; list < last * taps_count; ++list) {
-            if (lists.start[list] == lists.start[list + 1]) continue;
-            multiply_list<T, NV>(lists, list, panel, row);
-            add_row(row, size, taps, list / taps_count, list % taps_count, x_grad);
-          }
-        });
-      }
-    }
-  });
+  const Geometry g = backward_geometry(size);
+  if (size.batch == 0 || size.in_channels == 0) return;
+  const Windows windows = windows_of<T>(g);
+  const RowLists<T> rows(weight, size.out_channels, g.columns(g.result_channels), parallel);
+  const int64_t bytes = bytes_of_channel<T>(windows, kBlockVectors * kLanes<T>);
+  const int64_t kept = rows.lists().start[size.out_channels];
+  const int64_t lists = size.in_channels * g.result_phases();
+  const ColumnOffsets<T> offsets(rows.lists(), windows, block_channels<T>(windows, bytes, kept, lists));
+  const T* no_bias = nullptr;
+  convolve(windows, offsets.lists(), grad, no_bias, x_grad, parallel);
 }
 
 template <Isa isa, class T>
 void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const ConvSize& given,
                                const Parallel& parallel) {
   const ConvSize size = as_lines(given);
-  const int64_t columns = group_columns(size), in = size.in_channels / size.groups,
-                out = size.out_channels / size.groups;
-  const int64_t taps_count = size.kernel[0] * size.kernel[1];
-  // A task owns some channels, whose im2col rows it alone builds, and sums over all blocks in order. The
-  // blocks, and with them the order, do not depend on the number of tasks.
-  const Blocks blocks(size, kPanel<T, 4>);
-  const int64_t resident =
-      ceil_div(columns * kPanel<T, 4> * static_cast<int64_t>(sizeof(T)), kPanelBytes / 2);
-  const int64_t parts = max_of(1, min_of(in, max_of(resident, ceil_div(4 * parallel.threads, size.groups))));
-  const RowLists<T> rows({nullptr, weight_grad.words, nullptr}, size.out_channels, columns, parallel);
-  const Lists<T> lists = rows.lists();
-  Scratch<T> panels(blocks.count() * size.out_channels * blocks.width);
-  Scratch<T> own_sums(weight_grad.packed() ? 0 : lists.start[lists.count]);
+  const Geometry g = forward_geometry(size);
+  const int64_t columns = g.columns(g.source_channels);
+  RowLists<T> rows({nullptr, weight_grad.words, nullptr}, size.out_channels, columns, parallel);
+  const int64_t kept = rows.lists().start[size.out_channels];
+  const Windows windows = windows_of<T>(g);
+  Scratch<int32_t> index;
+  if (!weight_grad.packed()) {
+    index.allocate(kept);
+    std::memcpy(index.get(), rows.indices(), static_cast<size_t>(kept) * sizeof(int32_t));
+  }
+  const int64_t bytes = bytes_of_channel<T>(windows, min_of(kGradVectors * kLanes<T>, windows.most_positions()));
+  const RowOffsets<T> offsets(rows, windows, block_channels<T>(windows, bytes, kept, size.out_channels), parallel);
+  const ConvLists<T> lists = offsets.lists();
+  Scratch<T> own_sums(weight_grad.packed() ? 0 : kept);
   T* sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
-  pack_output_panels(grad, size, blocks, panels.get(), parallel);
-  std::memset(sums, 0, static_cast<size_t>(lists.start[lists.count]) * sizeof(T));
-  for_ranges(parallel, size.groups * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch<T> panel(ceil_div(in, parts) * taps_count * blocks.width);
-    Scratch<int64_t> from(out), to(out);
-    Taps taps(size, blocks);
+  std::memset(sums, 0, static_cast<size_t>(kept) * sizeof(T));
+  // A task owns some output channels, and sums over all windows in order, which do not depend on the number of tasks.
+  const int64_t parts = ceil_div(parallel.threads, g.groups);
+  for_ranges(parallel, g.groups * parts, 1, [&](int64_t begin, int64_t end) {
+    Tile<T> tile(windows);
+    GradRows<T> rows(windows, size);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / parts, part = task % parts;
-      const int64_t first = in * part / parts, last = in * (part + 1) / parts;
-      for (int64_t row = 0; row < out; ++row) {
-        from[row] = lower_bound(lists, group * out + row, first * taps_count);
-        to[row] = lower_bound(lists, group * out + row, last * taps_count);
-      }
-      for (int64_t index = 0; index < blocks.count(); ++index) {
-        const int64_t set = index / blocks.set_blocks, block = index % blocks.set_blocks;
-        const int64_t valid = blocks.valid(set, block);
-        if (valid == 0) continue;
-        taps.set(set, block);
-        with_panel<T>(valid, [&](auto nv) {
-          constexpr int NV = decltype(nv)::value;
-          build_panel(x, size, taps, group * in + first, group * in + last, valid, kPanel<T, NV>,
-                      panel.get());
-          const T* g = panels.get() + index * size.out_channels * blocks.width + group * out * kPanel<T, NV>;
-          for (int64_t row = 0; row < out; ++row) {
-            dot_list<T, NV>(lists.index + from[row], to[row] - from[row], first * taps_count,
-                            g + row * kPanel<T, NV>, panel.get(), sums + from[row]);
+      const int64_t group = task / parts;
+      const int64_t first = lists.part(group, g.groups, task % parts, parts);
+      const int64_t last = lists.part(group, g.groups, task % parts + 1, parts);
+      if (first == last) continue;
+      for (int64_t w = 0; w < windows.count(); ++w) {
+        const Window window = windows[w];
+        const int64_t positions = windows.positions(window), all = ceil_div(positions, kLanes<T>);
+        tile.fill(x, window, group);
+        rows.fill(grad, window, first, last);
+        const int64_t blocks = ceil_div(all, kGradVectors);
+        for (int64_t block = 0; block < blocks; ++block) {
+          const int64_t from = all * block / blocks, vectors = all * (block + 1) / blocks - from;
+          for (int64_t b = 0; b < lists.blocks; ++b) {
+            const T* planes = tile.get() + b * lists.block_channels * Tile<T>::channel_size(windows) + from * kLanes<T>;
+            for (int64_t row = first; row < last; ++row) {
+              const int64_t at = lists.begin(row, b), count = lists.end(row, b) - at;
+              dot_positions(rows[row - first] + from * kLanes<T>, planes, lists.offset + at, count, vectors, sums + at);
+            }
           }
-        });
+        }
       }
     }
   });
   if (weight_grad.packed()) return;
+  const Lists<T> survivors = rows.lists();
   for_ranges(parallel, size.out_channels, grain_of(8 * columns), [&](int64_t begin, int64_t end) {
     std::memset(weight_grad.values + begin * columns, 0, static_cast<size_t>((end - begin) * columns) * sizeof(T));
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t at = lists.start[row]; at < lists.start[row + 1]; ++at) {
-        weight_grad.values[row * columns + lists.index[at]] = sums[at];
+      for (int64_t at = survivors.start[row]; at < survivors.start[row + 1]; ++at) {
+        weight_grad.values[row * columns + index[at]] = sums[at];
       }
     }
   });

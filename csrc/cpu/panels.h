@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "simd.h"
 #include "survivors.h"
 
 namespace sparseprune {
@@ -87,13 +88,6 @@ inline void add_list(const Lists<T>& lists, int64_t list, const T* panel, Vec<T>
 }
 
 template <class T, int NV>
-inline void multiply_list(const Lists<T>& lists, int64_t list, const T* panel, T* out) {
-  Vec<T> total[NV] = {};
-  add_list<T, NV>(lists, list, panel, total);
-  for (int v = 0; v < NV; ++v) store(out + v * kLanes<T>, total[v]);
-}
-
-template <class T, int NV>
 inline void dot_list(const int32_t* index, int64_t count, int64_t first, const T* gradient, const T* panel,
                      T* sums) {
   Vec<T> g[NV];
@@ -165,14 +159,6 @@ void pack_panels(const T* matrix, int64_t batch, int64_t length, T* panels, cons
 
 // Panels above this stay in no core's L2 cache.
 constexpr int64_t kPanelBytes = 1 << 20;
-
-// The lanes of panels of `length` rows.
-template <class T>
-inline int64_t panel_width(int64_t length) {
-  int64_t vectors = 4;
-  while (vectors > 1 && length * vectors * kVectorBytes > kPanelBytes) vectors /= 2;
-  return vectors * kLanes<T>;
-}
 
 // f(std::integral_constant<int, NV>) with the vectors of a panel row that hold `columns` columns, or all
 // four.

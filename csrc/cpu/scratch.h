@@ -6,8 +6,7 @@
 
 namespace sparseprune {
 
-// 64-byte aligned, uninitialised; throws std::bad_alloc. Large blocks ask for huge pages: a fresh block of
-// 100 MB costs 25,000 page faults in small ones, more than the arithmetic that it serves.
+// 64-byte aligned, uninitialised, in huge pages where it is large; throws std::bad_alloc.
 void* allocate_scratch(size_t bytes);
 void free_scratch(void* block);
 

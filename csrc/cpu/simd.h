@@ -53,7 +53,7 @@ inline void store(T* to, Vec<T> vector) {
 }
 template <class T>
 inline Vec<T> splat(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // which the compiler leaves out; it must not leave out adding 0, to which -0 is not alike
 }
 
 // The sum of all lanes, by halves: the same order at every call.

@@ -18,24 +18,6 @@ struct Lists {
   const T* value;
 };
 
-// The first list of part `part` of `parts`, so that the parts hold about as many survivors each.
-template <class T>
-inline int64_t first_list(const Lists<T>& lists, int64_t part, int64_t parts) {
-  constexpr int64_t kListCost = 8;  // of an empty list, in survivors
-  const int64_t total = lists.start[lists.count] - lists.start[0] + kListCost * lists.count;
-  const int64_t target = total / parts * part + total % parts * part / parts;
-  int64_t low = 0, high = lists.count;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (lists.start[middle] - lists.start[0] + kListCost * middle < target) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  return part == parts ? lists.count : low;
-}
-
 // Appends the set slots of one 64-bit word: indices from `base`, values from `weight` (not read where it is
 // null).
 template <class T>
@@ -104,49 +86,11 @@ class RowLists {
     });
   }
   Lists<T> lists() const { return {rows_, start_.get(), index_.get(), values_}; }
+  int32_t* indices() const { return index_.get(); }
 
  private:
   int64_t rows_;
   const T* values_;
-  Scratch<int64_t> start_;
-  Scratch<int32_t> index_;
-  Scratch<T> value_;
-};
-
-// One list a column: of column c within row group g it is list g * cols + c, and its indices are rows within
-// the group.
-template <class T>
-class ColumnLists {
- public:
-  ColumnLists(const Lists<T>& rows, int64_t cols, int64_t groups) : count_(groups * cols), start_(groups * cols + 1) {
-    const int64_t kept = rows.start[rows.count], group_rows = rows.count / groups;
-    index_.allocate(kept);
-    value_.allocate(kept);
-    std::memset(start_.get(), 0, static_cast<size_t>(count_ + 1) * sizeof(int64_t));
-    const auto for_slots = [&](const auto& body) {
-      for (int64_t row = 0; row < rows.count; ++row) {
-        int64_t* next = start_.get() + 1 + row / group_rows * cols;
-        for (int64_t p = rows.start[row]; p < rows.start[row + 1]; ++p) body(next + rows.index[p], row, p);
-      }
-    };
-    // Counted one place up, so that after the sums that place is where a list is filled next.
-    for_slots([](int64_t* next, int64_t, int64_t) { ++*next; });
-    int64_t total = 0;
-    for (int64_t list = 1; list <= count_; ++list) {
-      const int64_t length = start_[list];
-      start_[list] = total;
-      total += length;
-    }
-    for_slots([&](int64_t* next, int64_t row, int64_t p) {
-      const int64_t at = (*next)++;
-      index_[at] = static_cast<int32_t>(row % group_rows);
-      value_[at] = rows.value[p];
-    });
-  }
-  Lists<T> lists() const { return {count_, start_.get(), index_.get(), value_.get()}; }
-
- private:
-  int64_t count_;
   Scratch<int64_t> start_;
   Scratch<int32_t> index_;
   Scratch<T> value_;

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <sparseprune/mask_bits.h>
+#include <sparseprune/memory.h>
 #include <sparseprune/parallel.h>
 
 namespace sparseprune::torch_cpu {
@@ -66,8 +67,14 @@ inline void check_size(const Tensor& tensor, const char* name, int64_t dim, int6
                   dim, ", got ", tensor.size(dim));
 }
 
+// Large results in huge pages: filling them costs less than the page faults of small ones.
+inline Tensor empty(torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  Tensor tensor = torch::stable::empty(sizes, type);
+  ask_for_huge_pages(tensor.mutable_data_ptr(), static_cast<size_t>(tensor.numel() * tensor.element_size()));
+  return tensor;
+}
 inline Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) {
-  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+  return empty(torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
 template <class T>

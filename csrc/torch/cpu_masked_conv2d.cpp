@@ -60,6 +60,9 @@ ConvSize conv_size(const Ints& x, const Ints& weight, const Tensor& words, const
                     dilation[d] * (size.kernel[d] - 1) + 1, " against ", size.input[d] + 2 * padding[d]);
     size.output[d] = room / stride[d] + 1;
   }
+  const int64_t rows = dilation[0] * (size.kernel[0] - 1) + 1, width = size.input[1] + 2 * padding[1];
+  STD_TORCH_CHECK(rows * width < limit / 2,
+                  "`weight` must have a dilated kernel over fewer than 2^30 padded pixels, got ", rows, " rows of ", width);
   return size;
 }
 
@@ -76,7 +79,7 @@ Tensor forward(const Tensor& x, const Tensor& weight, const char* name, const Te
     check_size(*bias, "bias", 0, size.out_channels);
     check_same_type(*bias, "bias", x, "x");
   }
-  Tensor y = torch::stable::empty(output_sizes(size), x.scalar_type());
+  Tensor y = empty(output_sizes(size), x.scalar_type());
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
@@ -92,7 +95,7 @@ Tensor input_grad(const Tensor& grad, const Tensor& weight, const char* name, co
                   const Ints& input_size, const ConvSize& size) {
   check_tensor(grad, "grad", output_sizes(size));
   check_same_type(weight, name, grad, "grad");
-  Tensor x_grad = torch::stable::empty(input_size, grad.scalar_type());
+  Tensor x_grad = empty(input_size, grad.scalar_type());
   with_real(grad, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
@@ -108,7 +111,7 @@ Tensor weight_grad(const Tensor& grad, const Tensor& x, const Tensor& words, con
   check_tensor(grad, "grad", output_sizes(size));
   check_real(x, "x");
   check_same_type(x, "x", grad, "grad");
-  Tensor result = torch::stable::empty(shape, grad.scalar_type());
+  Tensor result = empty(shape, grad.scalar_type());
   with_real(grad, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 import cases
@@ -28,6 +29,9 @@ LAYERS = {
     "strides": (conv_inputs, (3, 12, 26, (31, 30), (3, 5), (2, 3), (1, 2), (1, 2), 2, 0.4)),
     "channels": (conv_inputs, (2, 130, 70, (6, 7), (1, 1), (1, 1), (0, 0), (1, 1), 1, 0.2)),
     "depthwise": (conv_inputs, (2, 48, 48, (14, 15), (3, 3), (1, 1), (1, 1), (1, 1), 48, 0.6)),
+    "blocks of channels": (conv_inputs, (2, 190, 40, (9, 8), (3, 3), (1, 1), (1, 1), (1, 1), 1, 0.3)),
+    "line": (conv_inputs, (2, 3, 4, (1, 5000), (1, 9), (1, 2), (0, 4), (1, 1), 1, 0.5)),
+    "small maps": (conv_inputs, (40, 70, 60, (4, 4), (3, 3), (2, 2), (1, 1), (1, 1), 1, 0.1)),
 }
 
 
@@ -66,6 +70,34 @@ def test_layers(monkeypatch, layer, storage, kind, dtype, level):
     assert_same_bits(several, one)
     # Sums this long in float64 have no better oracle than float32's.
     assert_as_accurate(one[0].float(), op.implementations["reference"].run, inputs)
+
+
+def random_conv(seed):
+    """Any kernel, stride, padding, dilation and groups; maps of one position to many tiles."""
+    r = random.Random(seed)
+    groups, kernel = r.choice((1, 1, 2, 3)), (r.randint(1, 5), r.randint(1, 5))
+    stride, padding, dilation = ((r.randint(a, b), r.randint(a, b)) for a, b in ((1, 3), (0, 3), (1, 3)))
+    size = tuple(
+        max(1, d * (k - 1) + 1 - 2 * p) + r.choice((0, r.randint(0, 9), r.randint(0, 60)))
+        for k, p, d in zip(kernel, padding, dilation, strict=True)
+    )
+    channels = (groups * r.randint(1, 14) for _ in range(2))
+    return (r.randint(1, 5), *channels, size, kernel, stride, padding, dilation, groups, r.choice((0.02, 0.3, 1.0)))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("seeds", [range(0, 100), range(100, 200)], ids=["first", "second"])
+def test_random_convolutions(monkeypatch, seeds, kind, level):
+    for seed in seeds:
+        monkeypatch.setitem(CONV, "random", random_conv(seed))
+        op = op_named("masked_conv2d" if kind == "forward" else f"masked_conv2d_{kind}")
+        inputs = conv_inputs(kind, "random")(torch.float32, "cpu")
+        # Sums of integers have no rounding error, so nothing is left to tolerate.
+        inputs = [(4 * a).round() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in inputs]
+        one, several = on_threads(op, level, inputs)
+        assert_same_bits(several, one)
+        assert_same_bits(one, [op.implementations["reference"].run(*inputs)])
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -9,9 +9,9 @@
 
 namespace sparseprune {
 
-// [0] is the vertical, [1] the horizontal direction. in_channels / groups * kernel[0] * kernel[1] and
-// out_channels are below 2^31; output = floor((input + 2 padding - dilation (kernel - 1) - 1) / stride) + 1,
-// at least 1.
+// [0] is the vertical, [1] the horizontal direction. in_channels / groups * kernel[0] * kernel[1] and out_channels are
+// below 2^31, and the rows that the dilated kernel covers have fewer than 2^30 padded pixels; output =
+// floor((input + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, at least 1.
 struct ConvSize {
   int64_t batch;
   int64_t in_channels;
