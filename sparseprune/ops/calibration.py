@@ -21,7 +21,7 @@ from .costs import DENSE, Work
 from .mask_bits import pack_mask
 
 ROUNDS = 5
-CAUTION = 1.25  # of 180 products of random shapes 4 % were then chosen wrong by more than a tenth
+CAUTION = 1.25  # of 180 products of random shapes 2 % were then chosen wrong by more than a tenth
 SECONDS = 2e-4  # the least that one timing takes; shorter calls are repeated
 DENSITIES = (0.02, 0.1, 0.4)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
