@@ -21,6 +21,7 @@ from .costs import DENSE, Work
 from .mask_bits import pack_mask
 
 ROUNDS = 5
+CAUTION = 1.25  # of 180 products of random shapes 2 % were then chosen wrong by more than a tenth
 SECONDS = 2e-4  # the least that one timing takes; shorter calls are repeated
 DENSITIES = (0.02, 0.1, 0.4)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -39,6 +40,7 @@ CONV = (
     (1, 3, 64, 64, 7, 2, 1), (1, 16, 32, 56, 3, 1, 1), (1, 256, 128, 14, 3, 1, 1), (2, 64, 128, 28, 3, 2, 1),
     (1, 128, 128, 7, 3, 1, 1), (8, 64, 128, 7, 3, 1, 1), (1, 256, 256, 7, 3, 1, 1), (1, 64, 128, 14, 3, 2, 1),
     (1, 512, 256, 7, 3, 1, 1), (16, 32, 32, 7, 3, 1, 1), (4, 256, 128, 7, 3, 1, 1),
+    (1, 128, 128, 7, 5, 1, 1), (1, 64, 96, 14, 5, 1, 1), (2, 128, 128, 4, 3, 1, 1), (1, 256, 200, 4, 1, 1, 1),
     (1, 64, 64, 14, 3, 1, 64), (1, 64, 64, 28, 3, 1, 4), (4, 64, 64, 7, 3, 1, 64), (4, 128, 128, 7, 3, 1, 8),
     (1, 128, 128, 14, 3, 1, 2),
 )  # fmt: skip
@@ -142,8 +144,8 @@ def _timed(run: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> 
 def fit(samples: Sequence[Sample]) -> dict[str, Any]:
     """Non-negative least squares of predicted / measured - 1 for each candidate, and the margin.
 
-    The margin is the gain from which on a prediction for the sparse kernel can be believed: a little more than the
-    largest that was predicted where the measurement then was a loss of more than 5 %.
+    The margin is the gain from which on a prediction for the sparse kernel can be believed: CAUTION times the largest
+    that was predicted where the measurement then was a loss of more than 5 %.
     """
     from scipy.optimize import nnls  # half a second to import
 
@@ -160,4 +162,4 @@ def fit(samples: Sequence[Sample]) -> dict[str, Any]:
         gains = [min(s for n, s in times.items() if n in DENSE) / times["native"] for times in (predicted, seconds)]
         if gains[1] < 0.95:
             believed.append(gains[0])
-    return {**found, "margin": 1.1 * max(believed)}
+    return {**found, "margin": CAUTION * max(believed)}

@@ -153,7 +153,7 @@ def test_the_fit_finds_the_constants():
     found = calibration.fit(samples)
     for name, expected in truth.items():
         assert found[name] == pytest.approx(expected, rel=1e-5)
-    assert found["margin"] == pytest.approx(1.1)
+    assert found["margin"] == pytest.approx(calibration.CAUTION)
 
 
 def test_the_margin_is_above_every_gain_that_was_promised_and_missed():
@@ -162,11 +162,11 @@ def test_the_margin_is_above_every_gain_that_was_promised_and_missed():
     samples = [(same, {"dense": 2.0, "native": 1.0}), (same, {"dense": 1.0, "native": 2.0})]
     found = calibration.fit(samples)
     dense, native = (same.seconds(n, found[n]) for n in ("dense", "native"))
-    assert dense / native == pytest.approx(1.0) and found["margin"] == pytest.approx(1.1)
+    assert dense / native == pytest.approx(1.0) and found["margin"] == pytest.approx(calibration.CAUTION)
     samples = [(same, {"dense": 4.0, "native": 1.0}), (same, {"dense": 1.0, "native": 1.3})]
     found = calibration.fit(samples)
     assert found["margin"] == pytest.approx(
-        1.1 * same.seconds("dense", found["dense"]) / same.seconds("native", found["native"])
+        calibration.CAUTION * same.seconds("dense", found["dense"]) / same.seconds("native", found["native"])
     )
     assert found["margin"] > 1.15
 
