@@ -133,7 +133,12 @@ class Eager:
 
 def _dense(device: str, sizes: tuple[int, ...]) -> Timed:
     problem = Problem(None, device, sizes)
-    return Timed(partial(problem.train, problem.model, lambda step: None), lambda loss: None)
+
+    def check(loss: Tensor) -> None:
+        if not bool(loss.isfinite()):
+            raise WrongResultError(f"the loss must be finite, got {loss}")
+
+    return Timed(partial(problem.train, problem.model, lambda step: None), check)
 
 
 def _ours(device: str, sizes: tuple[int, ...], name: str, density: float) -> Timed:

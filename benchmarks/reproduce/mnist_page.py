@@ -74,7 +74,10 @@ def snip_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def ticket_table(rows: list[dict[str, Any]]) -> list[str]:
     cells = by(rows, "method")
-    lines = ["| rounds of pruning | of hidden layers' weights left | ticket | same mask, other weights |", "| --: | --: | --: | --: |"]
+    lines = [
+        "| rounds of pruning | of hidden layers' weights left | ticket | same mask, other weights |",
+        "| --: | --: | --: | --: |",
+    ]
     for number in range(len(cells)):
         ticket, other = cells.get((f"ticket {number}",)), cells.get((f"reinitialized {number}",))
         if ticket:
