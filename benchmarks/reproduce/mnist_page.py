@@ -95,6 +95,14 @@ def popup_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def trained(rows: list[dict[str, Any]]) -> str:
+    """ "4 epochs", of each network where they differ."""
+    epochs = {row["network"]: row["epochs"] for row in rows}
+    if len(set(epochs.values())) == 1:
+        return f"{rows[0]['epochs']} epochs"
+    return ", ".join(f"{network} {count} epochs" for network, count in epochs.items())
+
+
 def figure(tables: dict[str, list[dict[str, Any]]]) -> None:
     """Tickets against their controls over density, and the dynamic methods' errors over epochs at the lowest density."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
@@ -119,7 +127,6 @@ def figure(tables: dict[str, list[dict[str, Any]]]) -> None:
 def main() -> None:
     rows = stored()
     tables = {table: cells for (table,), cells in by(rows, "table").items()}
-    epochs = {table: cells[0]["epochs"] for table, cells in tables.items()}
     lines = [
         "# Training with masks on MNIST",
         "",
@@ -135,7 +142,7 @@ def main() -> None:
         ("dynamic", "LeNet-300-100, dynamic sparse training", dynamic_table, "SGD 0.1, momentum 0.9, weight decay 5e-4, cosine, "
          "batch 100, ERK topology, updates every 300 (SET, SparseMomentum) or 100 steps until three quarters; DeepR: SGD 0.5 "
          "without momentum and decay, l1 1e-5. `sparse_learning` has no RigL."),
-        ("snip", "SNIP", snip_table, "one batch of 100, then SGD 0.1 with momentum, cosine. 250 epochs of the paper's recipe at 95 % "
+        ("snip", "SNIP", snip_table, "One batch of 100, then SGD 0.1 with momentum, cosine. 250 epochs of the paper's recipe at 95 % "
          "end at 2.06 (`lenet_snip_95_seed0.json`)."),
         ("tickets", "LeNet-300-100, lottery tickets", ticket_table, "Adam 1.2e-3, batch 60, a fifth of a layer a round, a tenth "
          "of the last one, rewound to initialisation."),
@@ -147,7 +154,7 @@ def main() -> None:
             lines += [
                 f"## {title}",
                 "",
-                f"{epochs[table]} epochs (first network), {settings}",
+                f"{trained(tables[table])}. {settings}",
                 "",
                 *make(tables[table]),
                 "",
