@@ -135,7 +135,8 @@ def main() -> None:
         "",
         "**These are short trainings.** The published figures come from far longer ones (SNIP's from 250 epochs of this size); ours "
         "are of as many epochs as each table says, on one processor, so they are worse by construction and show the order of the "
-        "methods, not their limits. What has one seed has no spread.",
+        "methods, not their limits. What has one seed has no spread. Cells of the script that are not in the tables were "
+        "not run: further seeds, and SNIP on LeNet-5-Caffe.",
         "",
     ]
     parts = (
