@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 import matplotlib
@@ -14,7 +15,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .mnist_training import RESULTS, stored
+from .mnist_training import RESULTS, cells, stored
 
 PAGE, FIGURE = RESULTS.with_suffix(".md"), RESULTS.with_suffix(".png")
 # Test errors in percent. Dynamic methods: the MNIST table of Dettmers and Zettlemoyer's sparse_learning repository; its
@@ -49,8 +50,8 @@ def by(rows: list[dict[str, Any]], *keys: str) -> dict[tuple[Any, ...], list[dic
 
 
 def dynamic_table(rows: list[dict[str, Any]]) -> list[str]:
-    cells = by(rows, "method", "density")
-    densities = sorted({density for _, density in cells}, reverse=True)
+    found = by(rows, "method", "density")
+    densities = sorted({density for _, density in found}, reverse=True)
     lines = ["| method | " + " | ".join(f"{d:.0%} | published" for d in densities) + " |"]
     lines.append("| --- |" + " --: | --: |" * len(densities))
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -58,7 +59,7 @@ def dynamic_table(rows: list[dict[str, Any]]) -> list[str]:
         for density in densities:
             published = PUBLISHED.get((method, density))
             shown += [
-                last(cells[method, density]) if (method, density) in cells else "",
+                last(found[method, density]) if (method, density) in found else "",
                 f"{published:.2f}" if published else "",
             ]
         lines.append(f"| {method} | " + " | ".join(shown) + " |")
@@ -73,13 +74,13 @@ def snip_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def ticket_table(rows: list[dict[str, Any]]) -> list[str]:
-    cells = by(rows, "method")
+    found = by(rows, "method")
     lines = [
         "| rounds of pruning | of hidden layers' weights left | ticket | same mask, other weights |",
         "| --: | --: | --: | --: |",
     ]
-    for number in range(len(cells)):
-        ticket, other = cells.get((f"ticket {number}",)), cells.get((f"reinitialized {number}",))
+    for number in range(len(found)):
+        ticket, other = found.get((f"ticket {number}",)), found.get((f"reinitialized {number}",))
         if ticket:
             left = f"{100 * ticket[0]['density']:.1f} %"
             lines.append(f"| {number} | {left} | {last(ticket)} | {last(other) if other else ''} |")
@@ -103,12 +104,23 @@ def trained(rows: list[dict[str, Any]]) -> str:
     return ", ".join(f"{network} {count} epochs" for network, count in epochs.items())
 
 
+def what_is_missing(rows: list[dict[str, Any]]) -> str:
+    """How many cells of three seeds have been run, and which networks of which table have none."""
+    wanted = [asdict(cell) for seed in range(3) for cell in cells(seed)]
+    done = [cell for cell in wanted if any(cell.items() <= row.items() for row in rows)]
+    untouched = dict.fromkeys(f"{cell['table']}, {cell['network']}" for cell in wanted)
+    for cell in done:
+        untouched.pop(f"{cell['table']}, {cell['network']}", None)
+    none = f"; none of {' and '.join(untouched)}" if untouched else ""
+    return f"{len(done)} of the {len(wanted)} runs of three seeds have been made{none}."
+
+
 def figure(tables: dict[str, list[dict[str, Any]]]) -> None:
     """Tickets against their controls over density, and the dynamic methods' errors over epochs at the lowest density."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    cells = by(tables.get("tickets", []), "method")
+    found = by(tables.get("tickets", []), "method")
     for kind in ("ticket", "reinitialized"):
-        points = {number: cells[f"{kind} {number}",] for number in range(20) if (f"{kind} {number}",) in cells}
+        points = {number: found[f"{kind} {number}",] for number in range(20) if (f"{kind} {number}",) in found}
         errors = [statistics.fmean(100 * row["test_errors"][-1] for row in rows) for rows in points.values()]
         left.plot([100 * 0.8**number for number in points], errors, "o-", label=kind)
     left.set(xscale="log", xlabel="weights left, % (hidden layers)", ylabel="test error, %", title="Lottery tickets")
@@ -126,7 +138,7 @@ def figure(tables: dict[str, list[dict[str, Any]]]) -> None:
 
 def main() -> None:
     rows = stored()
-    tables = {table: cells for (table,), cells in by(rows, "table").items()}
+    tables = {table: part for (table,), part in by(rows, "table").items()}
     lines = [
         "# Training with masks on MNIST",
         "",
@@ -135,8 +147,7 @@ def main() -> None:
         "",
         "**These are short trainings.** The published figures come from far longer ones (SNIP's from 250 epochs of this size); ours "
         "are of as many epochs as each table says, on one processor, so they are worse by construction and show the order of the "
-        "methods, not their limits. What has one seed has no spread. Cells of the script that are not in the tables were "
-        "not run: further seeds, and SNIP on LeNet-5-Caffe.",
+        "methods, not their limits. What has one seed has no spread. " + what_is_missing(rows),
         "",
     ]
     parts = (
