@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import sparseprune as sp
 from sparseprune import BitMask
 from sparseprune.ops import group_topk_mask, mask_bits, masked_conv2d, masked_linear, topk_mask
 
@@ -28,6 +29,7 @@ from benchmarks import (  # noqa: E402
     bench_models,
     bench_prune,
     bench_topk_mask,
+    bench_training,
     constants,
     cub,
     layers,
@@ -125,6 +127,19 @@ def test_shipped_constants_are_written_as_they_are_read(monkeypatch, tmp_path):
     text = (tmp_path / "costs.json").read_text()
     assert json.loads(text) == shipped and set(shipped) == set(constants.LEVELS)
     assert re.search(r'"dense": \[[-+.e0-9]+(, [-+.e0-9]+){3}\],\n', text)
+
+
+@pytest.mark.parametrize("side", ["eager RigL", "ours RigL"])
+def test_a_method_that_loses_weights_yields_no_number(side, monkeypatch):
+    row = next(row for row in bench_training.rows(TOY) if row.side == side)
+    timed = row.build()
+    timed.check(timed.run())
+    monkeypatch.setattr(bench_training.Eager, "rewire", lambda self, weight, mask, gradient: mask.zero_())
+    prune = lambda m, o: sp.training.GradualPruning(m, o, density=0.01, begin=10, end=10)  # noqa: E731
+    monkeypatch.setitem(bench_training.METHODS, "RigL", prune)
+    timed = row.build()
+    with pytest.raises(WrongResultError, match="RigL must keep"):
+        timed.check(timed.run())
 
 
 @pytest.mark.parametrize("module", [bench_masked_linear, bench_masked_conv2d], ids=lambda m: m.__name__)

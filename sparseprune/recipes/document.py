@@ -12,6 +12,10 @@ from typing import Any
 Path = tuple[str | int, ...]
 
 
+class RecipeError(ValueError):
+    """What is wrong with a recipe, and where."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Where values come from: a file's name and the line of each, or neither for a dictionary in Python."""
@@ -36,9 +40,9 @@ class Node:
     path: Path = ()
     source: Source = field(default_factory=Source)
 
-    def error(self, sentence: str) -> ValueError:
+    def error(self, sentence: str) -> RecipeError:
         """``sentence`` said of this value, with its key and line."""
-        return ValueError(f"{self.title} {sentence}{self.source.where(self.path)}")
+        return RecipeError(f"{self.title} {sentence}{self.source.where(self.path)}")
 
     @property
     def title(self) -> str:
@@ -55,7 +59,7 @@ class Node:
                 close = get_close_matches(str(key), keys, n=1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
                 sentence = f"{self.title} must have keys among {', '.join(keys)}, got {key!r}{hint}"
-                raise ValueError(sentence + self.source.where((*self.path, key)))
+                raise RecipeError(sentence + self.source.where((*self.path, key)))
         for key in required:
             if key not in self.value:
                 raise self.error(f"must have the key {key!r}, got {', '.join(self.value) or 'no keys'}")
@@ -149,8 +153,8 @@ def read_yaml(text: str, name: str) -> Node:
     lines: dict[Path, int] = {}
     seen: set[int] = set()
 
-    def refuse(line: int, sentence: str) -> ValueError:
-        return ValueError(f"recipe must {sentence} ({name}, line {line})")
+    def refuse(line: int, sentence: str) -> RecipeError:
+        return RecipeError(f"recipe must {sentence} ({name}, line {line})")
 
     def value_of(loader: yaml.SafeLoader, node: yaml.Node, path: Path) -> Any:
         line = node.start_mark.line + 1

@@ -13,7 +13,7 @@ from ..files import write_atomically
 from ..training.settings import OPTIMIZERS, Settings
 from ..training.settings import SCHEDULES as RATES
 from ..training.trainer import DEFAULT_LR
-from .document import Node, read_yaml
+from .document import Node, RecipeError, read_yaml
 from .methods import METHODS, read_method, read_penalty, texts
 from .names import ALLOCATIONS, BN_MODES, CRITERIA, DTYPES, SCHEDULES, SCOPES
 
@@ -130,19 +130,22 @@ class Recipe:
         return run(self, out, **options)
 
     def located(self, section: str, call: Callable[[], Value], names: Mapping[str, str] | None = None) -> Value:
-        """``call()``, whose ValueError about an argument is said of that key of the section, with its line.
+        """``call()``, whose error about an argument is said of that key of the section, with its line.
 
         ``names``: what arguments are called in the recipe, where that differs.
         """
         try:
             return call()
+        except RecipeError:
+            raise
         except (TypeError, ValueError) as error:
-            sentence = str(error)
-            argument, _, rest = sentence.partition(" ")
+            argument, _, rest = str(error).partition(" ")
             key = (names or {}).get(argument, argument)
-            if argument == sentence or key not in (getattr(self, section) or {}):
+            if rest and key in (getattr(self, section) or {}):
+                raise RecipeError(f"{section}.{key} {rest}{self.node.source.where((section, key))}") from error
+            if isinstance(error, TypeError):
                 raise
-            raise ValueError(f"{section}.{key} {rest}{self.node.source.where((section, key))}") from error
+            raise RecipeError(f"{section}: {error}{self.node.source.where((section,))}") from error
 
 
 def _as_mapping(node: Node) -> Node:
@@ -184,7 +187,7 @@ def _read_train(node: Node) -> dict[str, Any]:
         Settings(**{**values, "milestones": tuple(values["milestones"])}, seed=0)
     except ValueError as error:
         key = str(error).partition(" ")[0]
-        raise ValueError(f"train.{error}{node.source.where((*node.path, key))}") from None
+        raise RecipeError(f"train.{error}{node.source.where((*node.path, key))}") from None
     return {key: values[key] for key in TRAIN}
 
 
@@ -204,7 +207,9 @@ def _read_prune(node: Node) -> dict[str, Any]:
         "samples_per_class": lambda node: node.integer(1),
         "batches": lambda node: node.integer(1),
     }
-    entries = node.entries(readers, required=("criterion",))
+    if isinstance(node.value, Mapping) and "masks" in node.value:
+        return {"masks": node.entries(("masks",))["masks"].text()}
+    entries = node.entries(("masks", *readers), required=("criterion",))
     given = {key: readers[key](entry) for key, entry in entries.items()}
     amounts = [key for key in ("sparsity", "density", "keep") if key in given]
     if len(amounts) != 1:

@@ -108,6 +108,12 @@ def _check_folder(recipe: Recipe, folder: Path, resume: bool | None) -> None:
         raise ValueError(f"recipe must have the key {missing[0]!r} as {path}, got none")
 
 
+def _masks_for(model: nn.Module, path: str) -> Masks:
+    masks = Masks.load(path).to(next(model.parameters()).device)
+    masks.weights_of(model)  # says what does not fit
+    return masks
+
+
 @dataclass
 class _Seed:
     """One training of a recipe."""
@@ -144,7 +150,9 @@ class _Seed:
         write_json(folder / HISTORY_FILE, history.to_list())
         save_weights(network, folder / MODEL_FILE)
         held = held_masks(network)
-        title = " + ".join(filter(None, ((recipe.prune or {}).get("criterion"), (recipe.method or {}).get("name"))))
+        prune_section, method_section = recipe.prune or {}, recipe.method or {}
+        start_title = "given masks" if "masks" in prune_section else prune_section.get("criterion")
+        title = " + ".join(filter(None, (start_title, method_section.get("name"))))
         if held:
             held.save(folder / MASKS_FILE, {"criterion": title})
         versions = {"torch": torch.__version__, "sparseprune": importlib.metadata.version("sparseprune")}
@@ -187,6 +195,8 @@ class _Seed:
         if (section := self.recipe.prune) is None:
             return None
         parameter = next(model.parameters())
+        if "masks" in section:  # another run's, on weights of this recipe's seed: training from scratch
+            return self.recipe.located("prune", lambda: _masks_for(model, section["masks"]), {"path": "masks"})
         chosen = CRITERIA[section["criterion"]]
         example = torch.ones(1, *self.dataset.input_shape, device=parameter.device, dtype=parameter.dtype)
         amounts = {key: section[key] for key in ("sparsity", "density", "keep") if key in section}

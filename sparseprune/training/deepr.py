@@ -71,9 +71,11 @@ class DeepR(DynamicSparseTraining):
         rates = self._rates()
         for name, layers in sparse_weights(self.model).items():
             weight, lr = layers[0].weight, rates[name]
-            noise = torch.randn(weight.shape, generator=self.generator).to(weight)
-            sign = 1 - 2 * self.negative[name].to_bool().to(weight.dtype)
-            moved = layers[0].mask.apply(math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign)
+            live = layers[0].mask.to_bool()
+            sign = 1 - 2 * self.negative[name].to_bool()[live].to(weight.dtype)
+            noise = torch.randn(sign.shape, generator=self.generator).to(sign)
+            moved = torch.zeros(weight.shape, dtype=weight.dtype, device=live.device)
+            moved[live] = math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign
             weight.add_(moved)
 
     def _crossed_zero(self, topology: Topology, fraction: float) -> Masks:

@@ -53,7 +53,9 @@ class Method:
         return held_masks(self.model)
 
     def _hold(self, masks: Mapping[str, Any]) -> None:
-        sparsify(self.model, masks, optimizer=self.optimizer)
+        held = self.masks  # DeepR updates at every step, and then most layers stay as they are
+        changed = {name: mask for name, mask in masks.items() if mask != held[name]}
+        sparsify(self.model, changed, optimizer=self.optimizer)
 
     def _weights(self) -> dict[str, Tensor]:
         """The values of the weights, whole where they are sharded."""

@@ -39,6 +39,9 @@ class Mixing(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        if closure is not None:
+            with torch.enable_grad():
+                closure()
         for p in self.param_groups[0]["params"]:
             if p.grad is not None:
                 momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))

@@ -200,3 +200,24 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda model: EdgePopup(model, density=0.3),
+        lambda model: Piggyback(model, threshold=0.0),
+        lambda model: BernoulliMasks(model, rescale=True),
+    ],
+    ids=["EdgePopup", "Piggyback", "Bernoulli, rescaled"],
+)
+def test_what_was_learned_is_held_by_the_model_itself(wrap):
+    wrapper = wrap(net())
+    with torch.no_grad():
+        for score in wrapper.scores:
+            score.copy_(torch.randn_like(score))
+    x = torch.randn(5, 2, 4, 4)
+    expected, masks = wrapper.eval()(x), wrapper.masks()
+    model = wrapper.hold()
+    assert model is wrapper.model and sp.held_masks(model).digest() == masks.digest() and 0 < masks.density < 1
+    torch.testing.assert_close(model(x), expected)
