@@ -29,6 +29,9 @@ int64_t bytes_of_channel(const Windows& windows, int64_t positions) {
   return g.source_phases() * read * static_cast<int64_t>(sizeof(T));
 }
 
+// Parts of some lists that are tasks of their own, each with a tile of its own to fill.
+inline int64_t most_parts(int64_t lists, int64_t threads) { return max_of(1, min_of(lists / 8, threads)); }
+
 // Result channels [first, last) of a group for one window.
 template <class T>
 class Block {
@@ -122,7 +125,7 @@ void convolve(const Windows& windows, const ConvLists<T>& lists, const T* source
               const Parallel& parallel) {
   const int64_t groups = windows.geometry.groups, tiles = windows.count() * groups;
   // Few tiles: several tasks share one, each with some of the result's channels and a tile of its own.
-  const int64_t parts = parallel.threads == 1 || tiles >= 4 * parallel.threads ? 1 : parallel.threads;
+  const int64_t parts = tiles >= 4 * parallel.threads ? 1 : most_parts(lists.count / groups, parallel.threads);
   for_ranges(parallel, tiles * parts, 1, [&](int64_t begin, int64_t end) {
     Tile<T> tile(windows);
     Block<T> block(windows, lists);
@@ -192,7 +195,7 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
   T* sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
   std::memset(sums, 0, static_cast<size_t>(kept) * sizeof(T));
   // A task owns some output channels, and sums over all windows in order, which do not depend on the number of tasks.
-  const int64_t parts = ceil_div(parallel.threads, g.groups);
+  const int64_t parts = most_parts(size.out_channels / g.groups, ceil_div(parallel.threads, g.groups));
   for_ranges(parallel, g.groups * parts, 1, [&](int64_t begin, int64_t end) {
     Tile<T> tile(windows);
     GradRows<T> rows(windows, size);
