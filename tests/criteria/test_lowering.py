@@ -62,6 +62,7 @@ NETWORKS = {
     "linear": (lambda: mlp(30, 20, 10), torch.ones(1, 30)),
     "shared": (Twice, torch.ones(1, 5)),
     "branches": (Branches, torch.ones(1, 3, 19, 18)),
+    "map": (lambda: seq(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), IMAGE),  # all positions alike, and summed
     "depthwise": (
         lambda: seq(nn.Conv2d(3, 6, 3, 1, 1, groups=3), nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.Flatten(), nn.Linear(96, 2)),
         IMAGE,
