@@ -223,7 +223,7 @@ int main(int count, char** arguments) {
     overlapping = true;
     good &= masks(37, 1003);
     for (const int64_t batch : {3, 9}) good &= linear<float>({batch, 330, 95}, 0.4);
-    good &= conv<float>({2, 5, {9, 8}, 26, {9, 8}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, 0.3);
+    good &= conv<float>({2, 26, {9, 8}, 26, {9, 8}, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, 0.3);
   } else {
     good &= masks(37, 1003);
     good &= masks(3000, 130);
