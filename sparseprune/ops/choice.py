@@ -16,7 +16,7 @@ from .known import count_kept
 SMALL_BATCH = 8  # up to here the linear kernels go by rows
 FEW_POSITIONS = 64  # up to here the vendor's convolutions take several times as long for each product
 # Seconds a slot to spread packed values over a dense weight: 16.8 M slots at density 0.1, one Zen 3 core.
-SPREAD = 4e-9
+SPREAD = 1.8e-8
 
 
 def choose(op: str) -> Callable[..., str]:
