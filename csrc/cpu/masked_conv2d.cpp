@@ -1,5 +1,7 @@
 #include <sparseprune/masked_conv2d.h>
 
+#include <algorithm>
+
 #include "conv_products.h"
 
 namespace sparseprune {
@@ -193,7 +195,7 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
   const ConvLists<T> lists = offsets.lists();
   Scratch<T> own_sums(weight_grad.packed() ? 0 : kept);
   T* sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
-  std::memset(sums, 0, static_cast<size_t>(kept) * sizeof(T));
+  std::fill_n(sums, kept, T{0});  // of none there may be no memory
   // A task owns some output channels, and sums over all windows in order, which do not depend on the number of tasks.
   const int64_t parts = most_parts(size.out_channels / g.groups, ceil_div(parallel.threads, g.groups));
   for_ranges(parallel, g.groups * parts, 1, [&](int64_t begin, int64_t end) {
