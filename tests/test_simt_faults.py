@@ -224,6 +224,7 @@ def dense_inputs(name: str):
         "masked_linear": [torch.randn(5, 64), weight, words, torch.randn(6)],
         "masked_linear_input_grad": [torch.randn(5, 6), weight, words],
         "masked_linear_weight_grad": [torch.randn(5, 6), torch.randn(5, 64), words],
+        "packed_linear": [torch.randn(5, 64), weight.flatten(), words, torch.randn(6)],
         "masked_conv2d": [x, weight.view(6, 16, 2, 2), words, torch.randn(6), *geometry],
         "masked_conv2d_input_grad": [grad, weight.view(6, 16, 2, 2), words, [2, 16, 3, 3], *geometry],
         "masked_conv2d_weight_grad": [grad, x, words, [6, 16, 2, 2], *geometry],

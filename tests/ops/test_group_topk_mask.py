@@ -187,5 +187,5 @@ def test_errors(kind, message, args, options):
 def test_native_refuses_a_gpu_and_says_why(monkeypatch):
     monkeypatch.setattr(backends_module, "devices", lambda _: {"cuda"})
     arguments = (torch.ones(2, 4), None, 0, 2, 4, True)
-    assert IMPLEMENTATIONS["native"].refusal(*arguments) == "it has no CUDA kernel"
+    assert IMPLEMENTATIONS["native"].refusal(*arguments) == "there is no native kernel for device type 'cuda'"
     assert IMPLEMENTATIONS["reference"].refusal(*arguments) is None
