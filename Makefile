@@ -28,8 +28,10 @@ prune: setup
 	$(BIN)/sparseprune report runs/resnet50-synflow --out runs/resnet50-synflow/report.png
 	$(BIN)/sparseprune report runs/lenet-snip --out runs/lenet-snip/report.png
 
+# A file's tests share what they compile, so a process gets whole files; in their own order, as by number of tests the files
+# of few but long ones would be left for the end, where a process works alone.
 test: setup
-	$(BIN)/python -m pytest tests $(SPREAD) --dist loadfile
+	$(BIN)/python -m pytest tests $(SPREAD) --dist loadfile --no-loadscope-reorder
 
 # The wheel as a stranger gets it: built, installed into a fresh environment, tested from another folder.
 wheel-test: setup
