@@ -81,7 +81,7 @@ def topk_mask(
     >>> [m.to_bool().tolist() for m in kept.masks], float(kept.threshold), kept.counts.tolist()
     ([[True, True], [False, True]], 1.0, [2, 1])
     """
-    if any(isinstance(score, SurvivorScores) for score in scores):
+    if isinstance(scores, Sequence) and any(isinstance(score, SurvivorScores) for score in scores):
         options = {"floors": floors, "ceilings": ceilings, "largest": largest, "abs": abs, "names": names}
         return _among_survivors(scores, masks, k, options | {"check": check, "backend": backend})
     products = _check_scores(scores, abs, names)

@@ -387,6 +387,7 @@ ERRORS = {
     "k float": (TypeError, "k must be an integer, got float", (ONE, 1.0), {}),
     "k bool": (TypeError, "k must be an integer, got bool", (ONE, True), {}),
     "one tensor": (TypeError, "scores must be a list of tensors, got Tensor", (torch.ones(3), 1), {}),
+    "no scores": (TypeError, "scores must be a list of tensors, got NoneType", (None, 1), {}),
     "integers": (
         TypeError,
         "scores.0. must be a tensor of float16, .*got a torch.int64",
