@@ -1,9 +1,10 @@
-"""How one row is taken: build, check, peak memory, time; in this order, and a red check ends it."""
+"""How one row is taken: build, check, peak memory, warm up, time; in this order, and a red check ends it."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .rows import Plan, Row, Timed
 
 MIB = 2**20
 LEAST_ROUND = 1e-3  # seconds; shorter calls are repeated within a round, so that the clock's own cost vanishes
+FEW_FAULTS = 8  # pages, some of them huge, that a call may meet for the first time and yet count as warm
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Measure:
         with float32_products(timed.limit):
             timed.check(timed.run())
             peak = peak_mib(timed.run, self.plan.device)
+            warm_up(timed.run, 4 * self.seconds)
             rounds, iterations = self._repeats(timed)
             self.benchmark.group = row.group
             self.benchmark.pedantic(timed.run, rounds=rounds, iterations=iterations)
@@ -78,6 +81,21 @@ def clock_of(device: str) -> Callable[[], float]:
 def _synchronized_clock() -> float:
     torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def warm_up(run: Callable[[], Any], seconds: float) -> None:
+    """Calls until two in a row have found their memory in place, which the measure of the peak has handed back.
+
+    The blocks of a call are not where those of the one before were, so this can take several; on a virtual machine a
+    page that is met for the first time costs far more than writing it. Ends after ``seconds`` in any case: without a
+    kept heap, large temporaries are faulted in at every call.
+    """
+    start, warm = time.perf_counter(), 0
+    while warm < 2 and time.perf_counter() - start < seconds:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        warm = warm + 1 if faults <= FEW_FAULTS else 0
 
 
 def peak_mib(run: Callable[[], Any], device: str) -> float | None:

@@ -37,7 +37,7 @@ from benchmarks import (  # noqa: E402
 )
 from benchmarks.environment import tuned  # noqa: E402
 from benchmarks.limits import bound_ms, measure_limits  # noqa: E402
-from benchmarks.measure import Measure, peak_mib  # noqa: E402
+from benchmarks.measure import Measure, peak_mib, warm_up  # noqa: E402
 from benchmarks.report import main as report_main  # noqa: E402
 from benchmarks.report import markdown  # noqa: E402
 from benchmarks.rows import AbsentError, Plan, Row, Timed, WrongResultError, unless_refused  # noqa: E402
@@ -299,6 +299,24 @@ def test_peak_memory_counts_temporaries_and_the_result():
     if peak is None:
         pytest.skip("this kernel keeps no high-water mark that can be reset")
     assert 31 < peak < 48  # one temporary of 32 MiB
+
+
+def test_a_row_is_warmed_up_until_its_calls_meet_no_new_memory():
+    held, calls = [], 0
+
+    def run(cold):
+        nonlocal calls
+        calls += 1
+        if calls <= cold:
+            held.append(torch.empty(2**25, dtype=torch.uint8).fill_(1))  # fresh memory, as nothing is freed
+
+    warm_up(lambda: run(cold=4), 60)
+    assert 6 <= calls < 20
+    held.clear()
+    calls = 0
+    start = time.monotonic()
+    warm_up(lambda: run(cold=10**9) or held.clear() or time.sleep(0.01), 0.2)
+    assert calls > 1 and time.monotonic() - start < 30
 
 
 def test_the_environment_of_a_run():

@@ -200,28 +200,5 @@ inline int64_t panel_groups(int64_t tasks, int64_t panels, const Parallel& paral
   return min_of(panels, ceil_div(parallel.threads, max_of(tasks, 1)));
 }
 
-// From this size on a result is read from memory anyway.
-constexpr int64_t kStreamBytes = 1 << 24;
-
-// Copies past the caches where the level can, so that memory is written without being read first.
-template <class T>
-inline void stream_out(const T* from, T* to, int64_t count) {
-#if defined(__AVX2__)
-  constexpr int64_t step = 32 / static_cast<int64_t>(sizeof(T));
-  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % 32 / sizeof(T));
-  const int64_t head = min_of(count, misaligned == 0 ? 0 : step - misaligned);
-  std::memcpy(to, from, static_cast<size_t>(head) * sizeof(T));
-  int64_t i = head;
-  for (; i + step <= count; i += step) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i),
-                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i)));
-  }
-  std::memcpy(to + i, from + i, static_cast<size_t>(count - i) * sizeof(T));
-  _mm_sfence();
-#else
-  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(T));
-#endif
-}
-
 }  // namespace
 }  // namespace sparseprune

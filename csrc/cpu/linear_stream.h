@@ -10,16 +10,16 @@
 namespace sparseprune {
 namespace {
 
-// The values of a row's kept slots, asked for in order.
+// The values of a row's kept slots, in order; of `const T` to be read.
 template <class T>
 struct DenseRow {
-  const T* row;
-  T next(int64_t column) const { return row[column]; }
+  T* row;
+  T& next(int64_t column) const { return row[column]; }
 };
 template <class T>
 struct PackedRow {
-  const T* values;
-  T next(int64_t) { return *values++; }
+  T* values;
+  T& next(int64_t) { return *values++; }
 };
 
 // For each slab of words [first(slab), first(slab + 1)) of the rows, where a packed weight's values of it start:
@@ -161,35 +161,28 @@ inline void stream_columns_slots(const Rows& weight, const int32_t* words, int64
   }
 }
 
-// One row of dW; g: [NB], x: [NB][row_words * 64].
+// One row of dW; g: [NB], x: [NB][64 * row_words], out: [64 * row_words].
 template <class T, int NB>
-inline void stream_outer(const T* g, const T* x, const int32_t* words, int64_t cols, T* weight_grad) {
-  const int64_t row_words = ceil_div(cols, 64), stride = 64 * row_words;
+inline void stream_outer(const T* g, const T* x, const int32_t* words, int64_t row_words, T* out) {
   for (int64_t word = 0; word < row_words; ++word) {
     const uint64_t bits = load_bits(words, word);
-    const int64_t valid = min_of(64, cols - 64 * word);
-    T padded[64];
-    T* out = valid < 64 ? padded : weight_grad + 64 * word;
     for (int i = 0; i < 64; i += kLanes<T>) {
       Vec<T> acc{};
-      if ((bits >> i & low_bits(kLanes<T>)) != 0) {
-        for (int n = 0; n < NB; ++n) acc += splat(g[n]) * load(x + n * stride + 64 * word + i);
-      }
-      store(out + i, select<T>(acc, bits >> i));
+      for (int n = 0; n < NB; ++n) acc += splat(g[n]) * load(x + (n * row_words + word) * 64 + i);
+      store(out + 64 * word + i, select<T>(acc, bits >> i));
     }
-    if (valid < 64) std::memcpy(weight_grad + 64 * word, padded, static_cast<size_t>(valid) * sizeof(T));
   }
 }
 
-// The same as the packed values of a row; x: [cols][NB].
-template <class T, int NB>
-inline void stream_outer_slots(const T* g, const T* x, const int32_t* words, int64_t cols, T* values) {
-  for (int64_t word = 0; word < ceil_div(cols, 64); ++word) {
+// The same by single slots; x: [cols][NB]. A dense row's other slots are left as they are.
+template <class T, int NB, class Row>
+inline void stream_outer_slots(const T* g, const T* x, const int32_t* words, int64_t row_words, Row out) {
+  for (int64_t word = 0; word < row_words; ++word) {
     for (uint64_t bits = load_bits(words, word); bits != 0; bits &= bits - 1) {
-      const T* column = x + (64 * word + __builtin_ctzll(bits)) * NB;
+      const int64_t column = 64 * word + __builtin_ctzll(bits);
       T sum = 0;
-      for (int n = 0; n < NB; ++n) sum += g[n] * column[n];
-      *values++ = sum;
+      for (int n = 0; n < NB; ++n) sum += g[n] * x[column * NB + n];
+      out.next(column) = sum;
     }
   }
 }

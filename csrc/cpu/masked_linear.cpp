@@ -1,6 +1,7 @@
 #include <sparseprune/masked_linear.h>
 
 #include "block_lists.h"
+#include "copy_out.h"
 #include "linear_stream.h"
 
 namespace sparseprune {
@@ -31,10 +32,10 @@ void stream_forward(const T* x, const Weight<const T>& weight, const T* bias, T*
       const T* dense = weight.values + row * size.in;
       T sums[NB];
       if (weight.packed()) {
-        const PackedRow<T> values{weight.values + weight.start[row]};
+        const PackedRow<const T> values{weight.values + weight.start[row]};
         stream_row_slots<T, NB>(values, words, size.in, spread_x.get(), sums);
       } else if (slots) {
-        stream_row_slots<T, NB>(DenseRow<T>{dense}, words, size.in, spread_x.get(), sums);
+        stream_row_slots<T, NB>(DenseRow<const T>{dense}, words, size.in, spread_x.get(), sums);
       } else {
         stream_row<T, NB>(dense, words, size.in, spread_x.get(), sums);
       }
@@ -73,10 +74,10 @@ void stream_input_grad(const T* grad, const Weight<const T>& weight, T* x_grad, 
         const T* dense = weight.values + row * size.in;
         if (weight.packed()) {
           const int64_t* start = starts.get() + task * size.out + row;
-          const auto values = [&](int64_t r) { return PackedRow<T>{weight.values + start[r]}; };
+          const auto values = [&](int64_t r) { return PackedRow<const T>{weight.values + start[r]}; };
           stream_columns_slots<T, NB>(values, words, rows, row_words, first, last, g.get() + row * NB, part.get());
         } else if (slots) {
-          const auto values = [&](int64_t r) { return DenseRow<T>{dense + r * size.in}; };
+          const auto values = [&](int64_t r) { return DenseRow<const T>{dense + r * size.in}; };
           stream_columns_slots<T, NB>(values, words, rows, row_words, first, last, g.get() + row * NB, part.get());
         } else {
           stream_columns<T, NB>(dense, words, rows, size.in, first, last, g.get() + row * NB, part.get());
@@ -96,19 +97,31 @@ template <class T, int NB>
 void stream_weight_grad(const T* grad, const T* x, const Weight<T>& weight_grad, const LinearSize& size,
                         const Parallel& parallel) {
   const int64_t row_words = ceil_div(size.in, 64);
+  // Slot by slot a sum over samples costs as much as a vector of slots does, also where samples fill vectors.
+  const bool slots =
+      weight_grad.packed() || visit_slots<T, 1>(weight_grad.words, size.out, row_words, size.out * size.in);
   Scratch<T> spread_x(NB * 64 * row_words), g(NB * size.out);
-  spread<T, NB>(x, size.batch, size.in, 64 * row_words, weight_grad.packed(), spread_x.get());
+  spread<T, NB>(x, size.batch, size.in, 64 * row_words, slots, spread_x.get());
   spread<T, NB>(grad, size.batch, size.out, size.out, true, g.get());
+  const bool past_caches = is_past_caches<T>(size.out * size.in);
   const int64_t grain = grain_of(64 * row_words * static_cast<int64_t>(sizeof(T)));
   for_ranges(parallel, size.out, grain, [&](int64_t begin, int64_t end) {
+    Scratch<T> line(weight_grad.packed() ? 0 : 64 * row_words);
     for (int64_t row = begin; row < end; ++row) {
       const int32_t* words = weight_grad.words + 2 * row * row_words;
+      const T* g_row = g.get() + row * NB;
       if (weight_grad.packed()) {
-        stream_outer_slots<T, NB>(g.get() + row * NB, spread_x.get(), words, size.in,
-                                  weight_grad.values + weight_grad.start[row]);
-      } else {
-        stream_outer<T, NB>(g.get() + row * NB, spread_x.get(), words, size.in, weight_grad.values + row * size.in);
+        const PackedRow<T> values{weight_grad.values + weight_grad.start[row]};
+        stream_outer_slots<T, NB>(g_row, spread_x.get(), words, row_words, values);
+        continue;
       }
+      if (slots) {
+        std::memset(line.get(), 0, static_cast<size_t>(size.in) * sizeof(T));
+        stream_outer_slots<T, NB>(g_row, spread_x.get(), words, row_words, DenseRow<T>{line.get()});
+      } else {
+        stream_outer<T, NB>(g_row, spread_x.get(), words, row_words, line.get());
+      }
+      copy_out(line.get(), weight_grad.values + row * size.in, size.in, past_caches);
     }
   });
 }
@@ -179,7 +192,7 @@ void write_rows(const BlockLists<T>& part, int64_t cols, bool past_caches, T* li
     for (int64_t list = i; list < lists.count; list += part.count()) {
       for (int64_t at = lists.start[list]; at < lists.start[list + 1]; ++at) out[lists.index[at]] = lists.value[at];
     }
-    if (past_caches) stream_out(line, rows + i * cols, cols);
+    if (past_caches) copy_out(line, rows + i * cols, cols, true);
   }
 }
 
@@ -273,7 +286,7 @@ void masked_linear_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
     pack_panels<T, NV>(x, size.batch, size.in, x_panels.get(), parallel);
     pack_panels<T, NV>(grad, size.batch, size.out, g_panels.get(), parallel);
     const int64_t block = block_length(tasks.kept(), size.out * size.in, count);
-    const bool past_caches = size.out * size.in * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
+    const bool past_caches = is_past_caches<T>(size.out * size.in);
     for_ranges(parallel, tasks.count(), 1, [&](int64_t begin, int64_t end) {
       BlockLists<T> part;
       Scratch<T> line(size.in);
