@@ -14,6 +14,8 @@ from .costs import Work
 from .known import count_kept
 
 SMALL_BATCH = 8  # up to here the linear kernels go by rows
+LARGE = 1 << 22  # slots from which on a weight is read from memory, which is all that a small batch waits for
+FEW_CHANNELS = 16  # up to here vectors of channels, as the vendor's convolutions use, are short
 FEW_POSITIONS = 64  # up to here the vendor's convolutions take several times as long for each product
 # Seconds a slot to spread packed values over a dense weight: 16.8 M slots at density 0.1, one Zen 3 core.
 SPREAD = 1.8e-8
@@ -43,9 +45,11 @@ def describe(op: str, first: Tensor, other: Tensor, words: Tensor, *rest: Any) -
 
 def linear_work(op: str, rows: Tensor, weight: Sequence[int], kept: int) -> Work:
     """One product of a linear layer on a batch of ``rows``."""
-    batch = rows.shape[0]
-    kind = f"batch {'<=' if batch <= SMALL_BATCH else '>'} {SMALL_BATCH}"
-    return Work(op, kind, math.prod(weight), kept, batch, batch * sum(weight), rows.dtype)
+    batch, slots = rows.shape[0], math.prod(weight)
+    kind = "batch 1" if batch == 1 else f"batch {'<=' if batch <= SMALL_BATCH else '>'} {SMALL_BATCH}"
+    if batch <= SMALL_BATCH and slots >= LARGE:
+        kind += ", large"
+    return Work(op, kind, slots, kept, batch, batch * sum(weight), rows.dtype)
 
 
 def conv_work(
@@ -57,7 +61,8 @@ def conv_work(
     if groups > 1:
         kind = "grouped"
     else:
-        kind = "1x1" if math.prod(weight[2:]) == 1 else "larger kernel"
+        few = min(weight[:2]) <= FEW_CHANNELS
+        kind = "few channels" if few else "1x1" if math.prod(weight[2:]) == 1 else "larger kernel"
         kind += f", {'few' if positions <= FEW_POSITIONS else 'many'} positions"
     if layout_of(image) == torch.channels_last:
         kind += ", channels_last"

@@ -6,53 +6,66 @@ neither.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import ref
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .mask_bits import count_mask, pack_mask
 
 CHUNK = 1 << 20  # elements looked at before the next decision to go on; their bits stay in the cache
 
 
-class _Zeros(NamedTuple):
-    """Whether a weight is zero outside a mask, and for which state of the two this was found."""
-
-    weight: tuple[int, int]
-    words: Any  # a weak reference: an address alone may be another tensor's by now
-    version: tuple[int, int]
-    zero: bool
+State = tuple[int, int]
 
 
-_counts: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-_zeros: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+class _Memory:
+    """tensor -> what was found of it in a state of it and of what else it depends on.
+
+    By identity, without the keys of ``WeakTensorKeyDictionary``, which cost ten times the look-up at every call.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[ref[Tensor], Any, Any]] = {}
+
+    def get(self, tensor: Tensor, state: Any) -> Any:
+        """None if nothing is known."""
+        found = self._found.get(id(tensor))
+        # The number alone may be another tensor's by now.
+        return found[2] if found is not None and found[1] == state and found[0]() is tensor else None
+
+    def put(self, tensor: Tensor, state: Any, value: Any) -> None:
+        number = id(tensor)
+        self._found[number] = (ref(tensor, lambda _: self._found.pop(number, None)), state, value)
+
+
+_counts, _zeros = _Memory(), _Memory()
 
 
 def count_kept(words: Tensor) -> int:
     """The set bits of a mask's packed words."""
     state = _state(words)
-    found = _counts.get(words) if state else None
-    if found is None or found[0] != state:
-        found = (state, int(count_mask(words).sum()))
+    count = _counts.get(words, state) if state else None
+    if count is None:
+        count = int(count_mask(words).sum())
         if state:
-            _counts[words] = found
-    return found[1]
+            _counts.put(words, state, count)
+    return count
 
 
 def is_zero_outside(weight: Tensor, words: Tensor) -> bool:
     """Is every pruned slot of ``weight`` zero (so that a dense product may read it)? NaN is not."""
-    state, version = _state(weight), _state(words)
-    found = _zeros.get(weight) if state and version else None
-    if found is None or found.words() is not words or (found.weight, found.version) != (state, version):
-        found = _Zeros(state, ref(words), version, _look(weight, words))
-        if state and version:
-            _zeros[weight] = found
-    return found.zero
+    states = _state(weight), _state(words)
+    found = _zeros.get(weight, states) if all(states) else None
+    if found is not None and found[0]() is words:
+        return found[1]
+    zero = _look(weight, words)
+    if all(states):
+        _zeros.put(weight, states, (ref(words), zero))
+    return zero
 
 
-def _state(tensor: Tensor) -> tuple[int, int] | None:
+def _state(tensor: Tensor) -> State | None:
     """What changes with a tensor's values; inference tensors have no version."""
     return None if tensor.is_inference() else (tensor._version, tensor.data_ptr())
 

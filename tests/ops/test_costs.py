@@ -83,8 +83,9 @@ def test_auto_runs_what_was_chosen(use, name, monkeypatch):
 def test_shipped_constants_know_large_from_small():
     for op, kinds in costs.constants().items():
         for kind in kinds:
-            few, all_ = (Work(op, kind, 1 << 20, kept, 1024, 1 << 18, torch.float32) for kept in (1 << 13, 1 << 20))
-            if kind != "batch <= 8" and "grouped" not in kind:
+            slots = 1 << 13 if "few channels" in kind else 1 << 20
+            few, all_ = (Work(op, kind, slots, kept, 1024, 1 << 18, torch.float32) for kept in (slots >> 7, slots))
+            if not kind.startswith(("batch 1", "batch <= 8")) and "grouped" not in kind:
                 assert costs.choose(all_).name != "native", (op, kind)
                 assert costs.choose(few).name == "native", (op, kind)
 
@@ -100,15 +101,33 @@ def test_a_gpu_and_nothing_at_all_take_the_vendors_product(module):
         assert choice.choose("masked_" + ("conv2d" if module is conv else "linear"))(*args) == "dense"
 
 
-def test_layouts_are_kinds_of_their_own():
-    x, keep = torch.randn(2, 8, 6, 6), torch.rand(4, 8, 3, 3) < 0.5
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "kind, channels, out, size, kernel, groups",
+    [
+        ("larger kernel, few positions", 32, 32, 8, 3, 1),
+        ("larger kernel, many positions", 32, 32, 9, 3, 1),
+        ("1x1, few positions", 32, 32, 6, 1, 1),
+        ("few channels, few positions", 32, 16, 6, 3, 1),
+        ("few channels, many positions", 3, 32, 9, 1, 1),
+        ("grouped", 32, 32, 6, 3, 2),
+    ],
+)
+def test_kinds_of_convolutions(kind, channels, out, size, kernel, groups, layout):
+    x, keep = torch.randn(2, channels, size, size), torch.rand(out, channels // groups, kernel, kernel) < 0.5
+    rest = (None, [1, 1], [kernel // 2] * 2, [1, 1], groups)
     words = BitMask.from_bool(keep).words
-    rest = (None, [1, 1], [1, 1], [1, 1], 1)
-    kinds = [
-        choice.describe("masked_conv2d", t, torch.randn(4, 8, 3, 3), words, *rest).kind
-        for t in (x, x.contiguous(memory_format=torch.channels_last))
-    ]
-    assert kinds == ["larger kernel, few positions", "larger kernel, few positions, channels_last"]
+    work = choice.describe("masked_conv2d", x.contiguous(memory_format=layout), torch.randn(keep.shape), words, *rest)
+    assert work.kind == kind + (", channels_last" if layout == torch.channels_last else "")
+
+
+@pytest.mark.parametrize(
+    "kind, batch, features",
+    [("batch 1", 1, 64), ("batch 1, large", 1, 2048), ("batch <= 8", 2, 64), ("batch <= 8, large", 8, 2048)]
+    + [("batch > 8", 9, 64), ("batch > 8", 9, 2048)],
+)
+def test_kinds_of_linear_layers(kind, batch, features):
+    assert choice.linear_work("masked_linear", torch.empty(batch, features), (features, features), 1).kind == kind
 
 
 def test_conv_work_counts_positions():
