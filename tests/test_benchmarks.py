@@ -40,6 +40,7 @@ from benchmarks.limits import bound_ms, measure_limits  # noqa: E402
 from benchmarks.measure import Measure, peak_mib, warm_up  # noqa: E402
 from benchmarks.report import main as report_main  # noqa: E402
 from benchmarks.report import markdown  # noqa: E402
+from benchmarks.reproduce import synflow_masks  # noqa: E402
 from benchmarks.rows import AbsentError, Plan, Row, Timed, WrongResultError, unless_refused  # noqa: E402
 from benchmarks.saved import crossover, load  # noqa: E402
 
@@ -408,6 +409,19 @@ def test_a_damaged_or_foreign_file_is_named(saved, tmp_path, capsys):
     assert report_main([str(cut)]) == 1 and "cut.json must be a saved run" in capsys.readouterr().err
     with pytest.raises(ValueError, match="of one machine"):
         load([saved, foreign])
+
+
+def test_runs_of_synflow_beside_the_published_loop(monkeypatch):
+    monkeypatch.setitem(synflow_masks.NETWORKS, "toy", (bench_prune._toy, (1, 8, 8)))
+    found = synflow_masks.compare("toy", 5, (torch.float64, torch.float32))
+    assert found["float64"] == found["published, float64"] and found["kept"] == round(0.01 * found["of"])
+    monkeypatch.setattr(synflow_masks, "DENSITY", 0.3)
+    monkeypatch.setattr(synflow_masks.sp, "SynFlow", lambda *_: sp.Random(torch.Generator().manual_seed(0)))
+    with pytest.raises(AssertionError, match="kept differ in float64"):
+        synflow_masks.compare("toy", 5, (torch.float64,))
+    saved = json.loads((ROOT / "benchmarks/reproduce/synflow_masks.json").read_text())
+    assert set(saved) == {*synflow_masks.NETWORKS} - {"toy"}
+    assert all(run["float64"] == run["published, float64"] and run["steps"] == 100 for run in saved.values())
 
 
 def test_steps_end_in_time_and_leave_their_outcome(tmp_path, monkeypatch):

@@ -36,6 +36,9 @@ class SynFlow:
     What becomes of which layer is stated in ``linear_rules.py``: batch norm keeps ``|gamma| / sqrt(var + eps)``,
     biases are zero, activations and dropout identities.
 
+    A plan reads the model's graph once. That a model calls other functions at a later step is an error where the model
+    runs as it is; where it was lowered to a program (float32 on a CPU) it is not noticed, the first graph holds.
+
     Args:
         example_input: (N, ...) floating; a batch of one all-ones input of its per-example shape is used.
         dtype: float32 or float64 to compute in; None: the weights' own, float32 for narrower ones.
