@@ -68,6 +68,7 @@ from .patterns import NM as NM
 from .patterns import Global as Global
 from .patterns import LayerWise as LayerWise
 from .pruning import prune as prune
+from .pruning import prune_many as prune_many
 from .recipes import Recipe as Recipe
 from .schedules import cubic as cubic
 from .schedules import exponential as exponential

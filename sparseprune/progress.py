@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """What ``prune`` tells its progress callback after every step.
+    """What ``prune`` and ``prune_many`` tell their progress callback after every step.
 
     Attributes:
         step, steps: this step, counted from 1, and how many there are.
         kept, total: weights kept by now, of all prunable ones.
+        run: which of ``prune_many``'s runs, counted from 0.
     """
 
     step: int
     steps: int
     kept: int
     total: int
+    run: int = 0
 
     @property
     def density(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,7 +15,8 @@ from .masks import Masks
 from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
-from .progress import Progress, TraceStep
+from .progress import Progress
+from .runs import Run, with_same_masks
 from .schedules import exponential
 from .summary import summarize
 
@@ -132,38 +133,108 @@ def prune(
     10
     """
     params = _check_model(model, exclude)
-    total = sum(p.numel() for p in params.values())
-    current = _check_start(masks, params)
-    start = current.count()
-    final = _target(sparsity, density, keep, total, start)
-    # As it was asked for, not final / start: rounding that first may move a step between by one weight.
-    asked = density if density is not None else None if sparsity is None else 1 - sparsity
-    wanted = 1.0 if start == 0 else final / start if asked is None else asked * (total / start)
-    floors = _floors(min_per_layer, current, final)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    start = _check_start(masks, params)
+    run = Run.plan(start, sparsity, density, keep, steps, schedule, pattern, min_per_layer)
+    _advance(model, params, criterion, [run], example_input, progress, trace)
+    if apply:
+        run.masks.apply_(model)
+    return run.masks
 
+
+def prune_many(
+    model: nn.Module | Sequence[nn.Module],
+    criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
+    *,
+    sparsity: float | Sequence[float] | None = None,
+    density: float | Sequence[float] | None = None,
+    keep: int | Sequence[int] | None = None,
+    steps: int | Sequence[int] = 1,
+    schedule: Callable[[float, float], float] | Sequence[Callable[[float, float], float]] = exponential,
+    pattern: Pattern | Sequence[Pattern] = Global(),
+    exclude: Exclude | Iterable[Exclude] = (),
+    min_per_layer: int | float | Sequence[int | float] = 0,
+    masks: Masks | Sequence[Masks] | None = None,
+    example_input: Tensor | None = None,
+    progress: Callable[[Progress], Any] | None = None,
+    trace: bool = False,
+) -> list[Masks]:
+    """Several runs of :func:`prune` in one: a sweep over densities, over floors, over models.
+
+    Each run ends with the masks that ``prune`` alone would give it, to the bit. A criterion with ``plan`` is planned
+    once a model, and while runs have the same masks it is asked for their scores once: all of them in the first step,
+    and those that differ in ``min_per_layer`` only until a floor holds. Runs to different densities part after the
+    first step. A criterion without ``plan`` is called for one run after the other.
+
+    Args:
+        model, sparsity, density, keep, steps, schedule, pattern, min_per_layer, masks: as for ``prune``; or a list
+            with an entry for each run. What is no list holds for all of them.
+        criterion, exclude, example_input, trace: as for ``prune``.
+        progress: called with a :class:`Progress` after every step of every run; its ``run`` says of which.
+
+    Returns:
+        The masks of each run, in order.
+
+    Raises:
+        TypeError, ValueError: lists are of different lengths; whatever ``prune`` raises of any run, for wrong
+            arguments before the first begins.
+
+    >>> found = prune_many(nn.Linear(10, 10), lambda model, params: {n: p.abs() for n, p in params.items()}, keep=[9, 3])
+    >>> [masks.count() for masks in found]
+    [9, 3]
+    """
+    given = {"sparsity": sparsity, "density": density, "keep": keep, "steps": steps, "schedule": schedule,
+             "pattern": pattern, "min_per_layer": min_per_layer}  # fmt: skip
+    check_criterion(criterion)
+    rows = _rows({"model": model, "masks": masks, **given})
+    models = {id(row["model"]): (row["model"], _check_model(row["model"], exclude)) for row in rows}
+    runs: dict[int, list[Run]] = {key: [] for key in models}
+    for number, row in enumerate(rows):
+        key = id(row.pop("model"))
+        runs[key].append(Run.plan(_check_start(row.pop("masks"), models[key][1]), **row, number=number))
+    for key, (each, params) in models.items():
+        _advance(each, params, criterion, runs[key], example_input, progress, trace)
+    return [run.masks for run in sorted((r for those in runs.values() for r in those), key=lambda r: r.number)]
+
+
+def _rows(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The arguments of each run."""
+    lengths = {name: len(value) for name, value in given.items() if isinstance(value, (list, tuple))}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"lists must have an entry for each run, got lengths {lengths}")
+    count = next(iter(lengths.values()), 1)
+    return [{name: value[i] if name in lengths else value for name, value in given.items()} for i in range(count)]
+
+
+def _advance(
+    model: nn.Module,
+    params: dict[str, nn.Parameter],
+    criterion: Any,
+    runs: list[Run],
+    example_input: Tensor | None,
+    progress: Callable[[Progress], Any] | None,
+    trace: bool,
+) -> None:
+    """Take all runs to their ends; those that have the same masks are scored together while they have."""
+    together = with_same_masks if hasattr(criterion, "plan") else lambda runs: [[run] for run in runs]
+    if example_input is None:
+        example_input = getattr(criterion, "example_input", None)
     with _unchanged(model):
         score = _scorer(criterion, model, params)
-        traced: list[TraceStep] = []
-        for step in range(1, steps + 1):
-            share = schedule(wanted, step / steps)
-            k = final if step == steps else min(max(round(share * start), final), current.count())
-            scores = _check_scores(score(current), params, getattr(pattern, "takes_products", False))
-            current = pattern.select(scores, current, k, floors)
-            if trace:
-                flow = getattr(getattr(score, "__self__", score), "log2_flow", None)
-                totals = {name: p.numel() for name, p in params.items()}
-                traced.append(TraceStep(step, current.counts(), totals, flow))
-            if progress is not None:
-                progress(Progress(step, steps, k, total))
-        if example_input is None:
-            example_input = getattr(criterion, "example_input", None)
-        current.summary = summarize(model, current, example_input)
-        current.trace = tuple(traced)
-    if apply:
-        current.apply_(model)
-    return current
+        pending = together(runs)
+        while pending:
+            group = pending.pop(0)
+            scores = score(group[0].masks)
+            checked = {t: _check_scores(scores, params, t) for t in {run.takes_products for run in group}}
+            for run in group:
+                run.advance(checked[run.takes_products])
+                if trace:
+                    run.trace(getattr(getattr(score, "__self__", score), "log2_flow", None))
+                if run.done == run.steps:
+                    run.masks.summary = summarize(model, run.masks, example_input)
+                    run.masks.trace = tuple(run.traced)
+                if progress is not None:
+                    progress(Progress(run.done, run.steps, run.kept, run.total, run.number))
+            pending = together(run for run in group if run.done < run.steps) + pending
 
 
 def _scorer(criterion: Any, model: nn.Module, params: dict[str, nn.Parameter]) -> Callable[[Masks], Any]:
@@ -248,41 +319,6 @@ def _check_start(masks: Masks | None, params: dict[str, nn.Parameter]) -> Masks:
         if masks[name].shape != p.shape:
             raise ValueError(f"mask {name!r} must have shape {tuple(p.shape)}, got {tuple(masks[name].shape)}")
     return Masks({name: masks[name].to(p.device) for name, p in params.items()})
-
-
-def _target(sparsity: float | None, density: float | None, keep: int | None, total: int, start: int) -> int:
-    given = {n: v for n, v in {"sparsity": sparsity, "density": density, "keep": keep}.items() if v is not None}
-    if len(given) != 1:
-        raise ValueError(f"exactly one of sparsity, density and keep must be given, got {given or 'none'}")
-    [(name, value)] = given.items()
-    if isinstance(value, bool) or not isinstance(value, int if name == "keep" else (int, float)):
-        raise TypeError(f"{name} must be a number{' of weights' if name == 'keep' else ''}, got {value!r}")
-    if name == "sparsity" and not 0 <= value < 1:
-        raise ValueError(f"sparsity must be in [0, 1), got {value}")
-    if name == "density" and not 0 < value <= 1:
-        raise ValueError(f"density must be in (0, 1], got {value}")
-    k = value if name == "keep" else round((1 - value if name == "sparsity" else value) * total)
-    if not 0 <= k <= start:
-        raise ValueError(
-            f"{name} must keep between 0 and the {start:,} weights that are there, got {value}, that is {k:,}"
-        )
-    return k
-
-
-def _floors(min_per_layer: int | float, masks: Masks, k: int) -> dict[str, int]:
-    if isinstance(min_per_layer, bool) or not isinstance(min_per_layer, (int, float)):
-        raise TypeError(f"min_per_layer must be a number, got {type(min_per_layer).__name__}")
-    if min_per_layer < 0 or (isinstance(min_per_layer, float) and min_per_layer >= 1):
-        raise ValueError(f"min_per_layer must be a count or a share below 1, got {min_per_layer}")
-    floors = {}
-    for name, mask in masks.items():
-        share = isinstance(min_per_layer, float)
-        floors[name] = min(round(min_per_layer * mask.numel()) if share else min_per_layer, mask.count())
-    if sum(floors.values()) > k:
-        raise ValueError(
-            f"min_per_layer must fit in the {k:,} weights kept, got {sum(floors.values()):,} over all layers"
-        )
-    return floors
 
 
 def _check_scores(scores: Any, params: dict[str, nn.Parameter], formulas: bool) -> dict[str, Tensor | Formula]:

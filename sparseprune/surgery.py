@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .masks import Masks
-from .pruning import Exclude, _check_model, _target, _unchanged
+from .pruning import Exclude, _check_model, _unchanged
+from .runs import target
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,4 +77,4 @@ def compensate(
     params = _check_model(model, exclude)
     total = sum(p.numel() for p in params.values())
     with _unchanged(model):
-        return Compensated(*criterion.compensated(model, params, _target(sparsity, density, keep, total, total)))
+        return Compensated(*criterion.compensated(model, params, target(sparsity, density, keep, total, total)))

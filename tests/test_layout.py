@@ -25,8 +25,9 @@ ARROWS = {
     "criteria": {"masks", "ops"},
     "nn": {"masks", "ops"},
     "summary": {"criteria", "masks", "ops"},
-    "pruning": {"criteria", "masks", "ops", "patterns", "progress", "schedules", "summary"},
-    "surgery": {"masks", "pruning"},
+    "runs": {"masks", "patterns", "progress"},
+    "pruning": {"criteria", "masks", "ops", "patterns", "progress", "runs", "schedules", "summary"},
+    "surgery": {"masks", "pruning", "runs"},
     "models": set(),
     "data": set(),
     "diagnostics": {"allocation", "criteria", "masks", "models", "nn", "ops", "patterns", "pruning", "summary"},
@@ -42,7 +43,7 @@ ARROWS = {
     },
 }  # fmt: skip
 PUBLIC = (
-    "prune compensate Masks BitMask Random Magnitude SNIP GraSP SynFlow ExactSaliency Fisher FourierAmplitude LAMP Movement "
+    "prune prune_many compensate Masks BitMask Random Magnitude SNIP GraSP SynFlow ExactSaliency Fisher FourierAmplitude LAMP Movement "
     "OBD OBS QuadraticSNIP RelativeMagnitude Shares SignPreserved Skeletonization SynapticSaliency Taylor "
     "KarninSensitivity Trajectory VarianceNullity linear_error one_shot linear exponential cubic uniform erk topk_mask "
     "Product kth_value quantile straight_through_topk distributed_topk_mask group_topk_mask NM "
