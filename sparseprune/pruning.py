@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from .progress import Progress
 from .runs import Run, with_same_masks
 from .schedules import exponential
 from .summary import summarize
+from .unread import UnreadRuns
 
 Exclude = str | type | Callable[[str, nn.Module], bool]
 
@@ -215,11 +218,30 @@ def _advance(
     trace: bool,
 ) -> None:
     """Take all runs to their ends; those that have the same masks are scored together while they have."""
-    together = with_same_masks if hasattr(criterion, "plan") else lambda runs: [[run] for run in runs]
     if example_input is None:
         example_input = getattr(criterion, "example_input", None)
+
+    def told(run: Run) -> None:
+        if progress is not None:
+            progress(Progress(run.done, run.steps, run.kept, run.total, run.number))
+
+    def ended(run: Run, *notes: str) -> None:
+        summary = summarize(model, run.masks, example_input)
+        run.masks.summary = replace(summary, notes=(*summary.notes, *notes))
+        run.masks.trace = tuple(run.traced)
+
     with _unchanged(model):
         score = _scorer(criterion, model, params)
+        step = getattr(score, "__self__", score)
+        devices = {p.device.type for p in params.values()}
+        if devices == {"cuda"} and getattr(step, "reads_late", False) and {type(r.pattern) for r in runs} == {Global}:
+            floored = any(any(run.floors.values()) for run in runs)
+            unread = UnreadRuns(step, runs[0].masks, floored, torch.cuda)
+            for run in runs:
+                unread.run(run, partial(told, run), trace)
+                ended(run, *([f"no CUDA graph: {unread.reason}"] if unread.reason else []))
+            return
+        together = with_same_masks if hasattr(criterion, "plan") else lambda runs: [[run] for run in runs]
         pending = together(runs)
         while pending:
             group = pending.pop(0)
@@ -228,12 +250,10 @@ def _advance(
             for run in group:
                 run.advance(checked[run.takes_products])
                 if trace:
-                    run.trace(getattr(getattr(score, "__self__", score), "log2_flow", None))
+                    run.trace(run.masks, run.done, getattr(step, "log2_flow", None))
                 if run.done == run.steps:
-                    run.masks.summary = summarize(model, run.masks, example_input)
-                    run.masks.trace = tuple(run.traced)
-                if progress is not None:
-                    progress(Progress(run.done, run.steps, run.kept, run.total, run.number))
+                    ended(run)
+                told(run)
             pending = together(run for run in group if run.done < run.steps) + pending
 
 

@@ -73,18 +73,22 @@ class Run:
     def takes_products(self) -> bool:
         return getattr(self.pattern, "takes_products", False)
 
-    def advance(self, scores: Mapping[str, Any]) -> None:
-        """Keep the best, as many as the schedule says."""
+    def next(self) -> int:
+        """Begin the next step: how many weights the schedule lets it keep."""
         self.done += 1
         share = self.schedule(self.wanted, self.done / self.steps)
         last = self.done == self.steps
         self.kept = self.final if last else min(max(round(share * self._start), self.final), self.kept)
-        self.masks = self.pattern.select(scores, self.masks, self.kept, self.floors)
+        return self.kept
 
-    def trace(self, flow: float | None) -> None:
-        """Remember this step."""
-        totals = {name: mask.numel() for name, mask in self.masks.items()}
-        self.traced.append(TraceStep(self.done, self.masks.counts(), totals, flow))
+    def advance(self, scores: Mapping[str, Any]) -> None:
+        """Keep the best, as many as the schedule says."""
+        self.masks = self.pattern.select(scores, self.masks, self.next(), self.floors)
+
+    def trace(self, masks: Masks, step: int, flow: float | None) -> None:
+        """Remember a step that left these masks."""
+        totals = {name: mask.numel() for name, mask in masks.items()}
+        self.traced.append(TraceStep(step, masks.counts(), totals, flow))
 
 
 def with_same_masks(runs: Iterable[Run]) -> list[list[Run]]:

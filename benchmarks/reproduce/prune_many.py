@@ -50,7 +50,9 @@ def compare(network: str, sweep: dict[str, Any]) -> dict[str, float]:
     if alone != together:
         raise WrongResultError("masks differ")
     found = {"alone ms": 1e3 * (middle - start) / len(rows), "together ms": 1e3 * (end - middle) / len(rows)}
-    return {name: round(value) for name, value in found.items()} | {"ratio": round((middle - start) / (end - middle), 2)}
+    return {name: round(value) for name, value in found.items()} | {
+        "ratio": round((middle - start) / (end - middle), 2)
+    }
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ A model's activations become identities and its biases zero (linear_rules.py); t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -73,19 +74,29 @@ class LinearNetwork:
         if not scale:
             self._cuts = frozenset()
 
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Within it :meth:`flow_within` may be called."""
+        with isolated(self._model), full_precision(self._ones.device):
+            yield
+
     def flow(self, weights: Weights, *, saturate: bool = False) -> Flow:
         """R of the model with ``weights`` (name -> non-negative tensor) in place of its own, and its gradients.
 
         With ``saturate`` every value and gradient is replaced by 1 where it is positive: only zero or not is told.
         """
+        with self.entered():
+            return self.flow_within(weights, saturate=saturate)
+
+    def flow_within(self, weights: Weights, *, saturate: bool = False) -> Flow:
+        """:meth:`flow` within :meth:`entered`. Nothing is read back from the device, and no state is set or put back."""
         leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
         run = self._replay(saturate=saturate)
-        with isolated(self._model), full_precision(self._ones.device):
-            value = self._run(run, self._ones, leaves)
-            if value.requires_grad:
-                gradients = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
-            else:
-                gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
+        value = self._run(run, self._ones, leaves)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, tuple(leaves.values()), materialize_grads=True)
+        else:
+            gradients = [torch.zeros_like(leaf) for leaf in leaves.values()]
         exponent = sum(run.exponents, torch.zeros((), dtype=torch.int64, device=value.device))
         return Flow(value.detach(), exponent, dict(zip(leaves, gradients, strict=True)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -132,12 +133,39 @@ class SynFlowStep:
         return self._whole.setdefault(name, BitMask.ones(self._shapes[name]))
 
     def _by_network(self, masks: Masks | None) -> dict[str, Product]:
+        with self.entered():
+            scores, reading = self.unread(masks)
+        self.read(reading[None])
+        return scores
+
+    @property
+    def reads_late(self) -> bool:
+        """Whether :meth:`unread` may be called: the model runs as it is."""
+        return self._lowered is None
+
+    def entered(self) -> AbstractContextManager[None]:
+        """Within it :meth:`unread` may be called."""
+        return self._network.entered()
+
+    def unread(self, masks: Masks | None) -> tuple[dict[str, Product], Tensor]:
+        """:meth:`products`, and float64 [2] for :meth:`read`. Nothing waits for the device, so it can be captured in a graph."""
         weights = {name: self._masked(name, masks) for name in self._names}
-        flow = self._network.flow(weights)
+        flow = self._network.flow_within(weights)
         peaks = [gradient.amax() for gradient in flow.gradients.values() if gradient.numel()]
-        self._check_range(torch.stack([flow.value, *peaks]).tolist())
-        self.log2_flow = float(flow.value.double().log2() + flow.exponent)
-        return {name: Product(weight, flow.gradients[name], "w*g") for name, weight in weights.items()}
+        largest = torch.stack([flow.value, *peaks]).amax()
+        reading = torch.stack([largest.double(), flow.value.double().log2() + flow.exponent])
+        return {name: Product(weight, flow.gradients[name], "w*g") for name, weight in weights.items()}, reading
+
+    def read(self, readings: Tensor) -> list[float]:
+        """log2 R of steps from what :meth:`unread` gave of them, [steps, 2]; the last becomes ``log2_flow``.
+
+        Raises:
+            ValueError: R or a gradient was beyond the dtype's range.
+        """
+        largest, flows = readings.t().tolist()
+        self._check_range(largest)
+        self.log2_flow = flows[-1]
+        return flows
 
     def _masked(self, name: str, masks: Masks | None) -> Tensor:
         weight = self._network.weights[name]

@@ -98,7 +98,8 @@ def topk_mask(
     else:
         if k_tensor is not None:
             raise ValueError("k must be an int where floors or ceilings are given, got a tensor")
-        sizes = [p.numel() for p in products] if masks is None else [m.count() for m in masks]
+        # What competes is counted on the device; without that floors and ceilings are bounded by the shapes alone.
+        sizes = [m.count() for m in masks] if masks is not None and check else [p.numel() for p in products]
         bounds = _check_bounds(floors, ceilings, sizes, k)
         words, threshold, counts = selection.best_within(k, *bounds)
     kept = [BitMask._trusted(w, p.shape) for w, p in zip(words, products, strict=True)]
