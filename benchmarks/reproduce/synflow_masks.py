@@ -23,6 +23,7 @@ import sparseprune as sp
 from ..published import published_synflow
 
 DENSITY = 0.01
+MODES = ("float64", "float32", "bfloat16")  # without the hardware tf32 is float32
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vgg16_bn-32": (lambda: sp.models.vgg16_bn(num_classes=100), (3, 32, 32)),
     "resnet20-32": (lambda: sp.models.resnet20(), (3, 32, 32)),
@@ -41,18 +42,18 @@ def without_biases(network: str) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.ones(1, *shape, dtype=torch.float64)
 
 
-def compare(network: str, steps: int, dtypes: tuple[torch.dtype, ...]) -> dict[str, object]:
-    """Digests of the masks in float64, and of how many kept weights others differ from them."""
+def compare(network: str, steps: int, modes: tuple[str, ...] = MODES) -> dict[str, object]:
+    """Digests of the masks in float64, and in how many kept weights other modes differ from them."""
     model, ones = without_biases(network)
     published = sp.Masks({n: m.bool() for n, m in published_synflow(model, ones, DENSITY, steps).items()})
     found: dict[str, object] = {"steps": steps, "kept": published.count(), "of": published.numel()}
     found["published, float64"] = published.digest()
-    for dtype in dtypes:
-        masks = sp.prune(model, sp.SynFlow(ones, dtype), density=DENSITY, steps=steps)
+    for mode in modes:
+        given = {"precision": mode} if mode in ("tf32", "bfloat16") else {"dtype": getattr(torch, mode)}
+        masks = sp.prune(model, sp.SynFlow(ones, **given), density=DENSITY, steps=steps)
         others = (published & ~masks).count()
-        name = str(dtype).removeprefix("torch.")
-        found[name] = masks.digest() if dtype == torch.float64 else {"differ": others, "share": others / masks.count()}
-        if dtype == torch.float64 and masks != published:
+        found[mode] = masks.digest() if mode == "float64" else {"differ": others, "share": others / masks.count()}
+        if mode == "float64" and masks != published:
             raise AssertionError(f"{network}: {others:,} of {masks.count():,} weights kept differ in float64")
     return found
 
@@ -65,7 +66,7 @@ def main() -> None:
     path = Path(__file__).with_suffix(".json")
     results = json.loads(path.read_text()) if path.exists() else {}
     for network in given.networks:
-        results[network] = compare(network, given.steps, (torch.float64, torch.float32)) | {"torch": torch.__version__}
+        results[network] = compare(network, given.steps) | {"torch": torch.__version__}
         print(network, results[network], flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
 

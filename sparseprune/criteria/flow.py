@@ -25,6 +25,9 @@ from .lowering.program import NotLoweredError
 __all__ = ["Flow", "LinearNetwork", "Paths", "path_flow"]
 
 
+PRECISIONS = ("tf32", "bfloat16")
+
+
 class Flow(NamedTuple):
     """R as ``value * 2^exponent`` (0-D tensors; the exponent int64) and ``d value / d weight`` by name."""
 
@@ -42,6 +45,7 @@ class LinearNetwork:
         dtype: float32 or float64 to compute in; None: the weights' own, float32 for narrower ones.
         scale: multiply by powers of two where every path passes, so that R stays in the dtype's range.
         structural: all weights one; which paths exist instead of how much flows.
+        precision: one of ``PRECISIONS`` that values between layers are computed in, or None for ``dtype`` itself.
 
     Attributes:
         weights: name -> ``|w|`` of every floating parameter, biases zero.
@@ -59,15 +63,17 @@ class LinearNetwork:
         dtype: torch.dtype | None = None,
         scale: bool = True,
         structural: bool = False,
+        precision: str | None = None,
     ) -> None:
         check_example(example_input, dtype)
-        self._model, self._structural = model, structural
+        self._model, self._structural, self._tf32 = model, structural, precision == "tf32"
         first = _first(model, example_input)
         self.dtype = flow_dtype(model, example_input, dtype)
+        self._values = torch.bfloat16 if precision == "bfloat16" else self.dtype
         self.weights = {name: self._positive(name, p) for name, p in model.named_parameters()}
         shape = (1, *example_input.shape[1:])
-        self._ones = torch.ones(shape, dtype=self.dtype, device=first.device)
-        with isolated(model), full_precision(first.device):
+        self._ones = torch.ones(shape, dtype=self._values, device=first.device)
+        with self.entered():
             self._calls, self._outputs, self._cuts = self._record()
             with torch.no_grad():
                 self._check_linear()
@@ -77,7 +83,7 @@ class LinearNetwork:
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Within it :meth:`flow_within` may be called."""
-        with isolated(self._model), full_precision(self._ones.device):
+        with isolated(self._model), full_precision(self._ones.device, tf32=self._tf32):
             yield
 
     def flow(self, weights: Weights, *, saturate: bool = False) -> Flow:
@@ -115,12 +121,14 @@ class LinearNetwork:
 
     def _run(self, run: Replay, inputs: Tensor, weights: Weights) -> Tensor:
         outputs = self._forward(run, inputs, weights)
-        return sum(output.sum() for output, on in zip(outputs, self._outputs, strict=True) if on)
+        return sum(output.to(self.dtype).sum() for output, on in zip(outputs, self._outputs, strict=True) if on)
 
     def _forward(self, run: Recording | Replay, inputs: Tensor, weights: Weights) -> list[Tensor]:
         parameters = {**self.weights, **weights}
+        if self._values != self.dtype:
+            parameters = {n: p.to(self._values) if p.is_floating_point() else p for n, p in parameters.items()}
         run.nonnegative = frozenset(map(id, parameters.values()))
-        state = {**buffer_copies(self._model, self.dtype), **parameters}
+        state = {**buffer_copies(self._model, self._values), **parameters}
         with run:
             result = functional_call(self._model, state, (inputs,))
         return list(_tensors(result))

@@ -44,15 +44,15 @@ def buffer_copies(model: nn.Module, dtype: torch.dtype | None = None) -> dict[st
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32, no choice among convolution algorithms by timing: same input, same bits."""
+def full_precision(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
+    """No autocast, no TF32 unless asked for, no choice among convolution algorithms by timing: same input, same bits."""
     cudnn = torch.backends.cudnn
     precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         if device.type == "cuda":
-            exact = {"benchmark": False, "deterministic": True, "allow_tf32": False}
+            exact = {"benchmark": False, "deterministic": True, "allow_tf32": tf32}
             stack.enter_context(cudnn.flags(enabled=cudnn.enabled, **exact))
         stack.callback(torch.set_float32_matmul_precision, precision)
-        torch.set_float32_matmul_precision("highest")
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
         yield

@@ -162,11 +162,14 @@ def power_of_two(largest: Tensor) -> tuple[Tensor, Tensor]:
     """``2^-e`` with ``e = floor(log2 largest)``, and e; from the bits, so exact and without waiting for a device.
 
     Args:
-        largest: 0-D float32 or float64, not negative. Where 2^-e is no normal number, the nearest one that is.
+        largest: 0-D bfloat16, float32 or float64, not negative. Where 2^-e is no normal number, the nearest one that is.
 
     Returns:
         2^-e of the same dtype, and e as int64; 1 and 0 for zero, which no factor brings nearer to one.
     """
+    if largest.dtype == torch.bfloat16:  # float32's exponents
+        factor, exponent = power_of_two(largest.float())
+        return factor.to(torch.bfloat16), exponent
     integer, fraction, bias = (torch.int32, 23, 127) if largest.dtype == torch.float32 else (torch.int64, 52, 1023)
     exponent = ((largest.view(integer) >> fraction) - bias).clamp(1 - bias, bias - 1)
     exponent = exponent * (largest > 0)

@@ -14,7 +14,7 @@ from ..ops.bitmask import BitMask
 from ..ops.products import Product
 from ..ops.survivor_scores import SurvivorScores
 from .base import Scores, Weights, tensors_of
-from .flow import LinearNetwork, check_example, flow_dtype
+from .flow import PRECISIONS, LinearNetwork, check_example, flow_dtype
 from .lowering.engine import LoweredNetwork
 from .lowering.program import NotLoweredError
 
@@ -44,6 +44,11 @@ class SynFlow:
         example_input: (N, ...) floating; a batch of one all-ones input of its per-example shape is used.
         dtype: float32 or float64 to compute in; None: the weights' own, float32 for narrower ones.
         scale: multiply by powers of two.
+        precision: inexact, for speed on a GPU; the model runs as it is, and ``dtype`` is float32. "tf32": float32, but
+            products and convolutions round their factors to 10 bits where the device does so. "bfloat16": ``|w|``, the
+            values between layers and their gradients have 8 bits, sums within a layer as the device has them; weights,
+            scores (float32 ``|w|`` times the gradient), the powers of two and the selection keep float32. Its exponents are
+            float32's, so scaling holds it in range as well. None is exact to the dtype's rounding.
 
     Raises:
         TypeError, ValueError: wrong arguments; a model that is not linear in its input once activations are
@@ -55,9 +60,14 @@ class SynFlow:
     example_input: Tensor
     dtype: torch.dtype | None = None
     scale: bool = True
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         check_example(self.example_input, self.dtype)
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision must be None, {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}")
+        if self.precision is not None and self.dtype == torch.float64:
+            raise ValueError(f"precision must be None where dtype is torch.float64, got {self.precision!r}")
 
     def __call__(self, model: nn.Module, params: Weights) -> Scores:
         return self.plan(model, params)()
@@ -87,14 +97,17 @@ class SynFlowStep:
         example = criterion.example_input
         self.reason: str | None = None
         self._lowered: LoweredNetwork | None = None
-        self._dtype = flow_dtype(model, example, criterion.dtype)
+        precision = criterion.precision
+        self._dtype = torch.float32 if precision else flow_dtype(model, example, criterion.dtype)
         try:
+            if precision:
+                raise NotLoweredError(f"precision {precision!r} is for the model as it is")
             if self._dtype == torch.float64:
                 raise NotLoweredError("float64 follows the published algorithm to the bit")
             self._lowered = LoweredNetwork(model, example, self._dtype, criterion.scale)
         except NotLoweredError as error:
             self.reason = str(error)
-            self._network = LinearNetwork(model, example, dtype=self._dtype, scale=criterion.scale)
+            self._network = LinearNetwork(model, example, dtype=self._dtype, scale=criterion.scale, precision=precision)
 
     @property
     def operations(self) -> int | None:
