@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -18,66 +17,16 @@ from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
 from .progress import Progress
+from .prunables import PRUNABLE as PRUNABLE
+from .prunables import Exclude, check_model
+from .prunables import prunable as prunable
 from .runs import Run, with_same_masks
 from .schedules import exponential
 from .summary import summarize
 from .unread import UnreadRuns
 
-Exclude = str | type | Callable[[str, nn.Module], bool]
-
 Formula = Product | SurvivorScores
 FORMULAS = (Product, SurvivorScores)
-
-PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
-    """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
-
-    Biases and norms are never among them. A weight shared by several layers stands under its first name. Subclasses
-    count too, so a mask may be for a layer that ``sparsify`` has no twin of (attention's output projection); such a
-    mask is for ``masks.apply_`` or left out with ``exclude``.
-
-    Args:
-        model: any module.
-        exclude: what to leave out: a parameter name ("fc.weight"), a module name ("layer1", with all below it),
-            a pattern of either with ``*`` ("*.downsample.*"), a module type, a predicate ``(name, module) -> bool``
-            over the layers, or several of these.
-
-    Raises:
-        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared).
-    """
-    rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
-    layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
-    spared = {id(m.weight) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
-    known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
-    for rule in rules:
-        if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
-            raise ValueError(
-                f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
-                f"{', '.join(n for n, _ in layers)}"
-            )
-    if packed := [n for n, m in layers if "weight_values" in m._parameters]:
-        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
-    found: dict[str, nn.Parameter] = {}
-    seen = set(spared)
-    for name, module in layers:
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[f"{name}.weight" if name else "weight"] = module.weight
-    return found
-
-
-def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
-    if isinstance(rule, str):
-        parts = name.split(".")
-        above = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
-        return any(fnmatchcase(n, rule) for n in (*above, f"{name}.weight" if name else "weight"))
-    if isinstance(rule, type):
-        return isinstance(module, rule)
-    if callable(rule):
-        return bool(rule(name, module))
-    raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
 
 
 def prune(
@@ -135,7 +84,7 @@ def prune(
     >>> masks.count()
     10
     """
-    params = _check_model(model, exclude)
+    params = check_model(model, exclude)
     start = _check_start(masks, params)
     run = Run.plan(start, sparsity, density, keep, steps, schedule, pattern, min_per_layer)
     _advance(model, params, criterion, [run], example_input, progress, trace)
@@ -159,6 +108,7 @@ def prune_many(
     masks: Masks | Sequence[Masks] | None = None,
     example_input: Tensor | None = None,
     progress: Callable[[Progress], Any] | None = None,
+    finished: Callable[[int, Masks], Any] | None = None,
     trace: bool = False,
 ) -> list[Masks]:
     """Several runs of :func:`prune` in one: a sweep over densities, over floors, over models.
@@ -173,6 +123,7 @@ def prune_many(
             with an entry for each run. What is no list holds for all of them.
         criterion, exclude, example_input, trace: as for ``prune``.
         progress: called with a :class:`Progress` after every step of every run; its ``run`` says of which.
+        finished: called with a run's number, counted from 0, and its masks when it ends.
 
     Returns:
         The masks of each run, in order.
@@ -189,13 +140,13 @@ def prune_many(
              "pattern": pattern, "min_per_layer": min_per_layer}  # fmt: skip
     check_criterion(criterion)
     rows = _rows({"model": model, "masks": masks, **given})
-    models = {id(row["model"]): (row["model"], _check_model(row["model"], exclude)) for row in rows}
+    models = {id(row["model"]): (row["model"], check_model(row["model"], exclude)) for row in rows}
     runs: dict[int, list[Run]] = {key: [] for key in models}
     for number, row in enumerate(rows):
         key = id(row.pop("model"))
         runs[key].append(Run.plan(_check_start(row.pop("masks"), models[key][1]), **row, number=number))
     for key, (each, params) in models.items():
-        _advance(each, params, criterion, runs[key], example_input, progress, trace)
+        _advance(each, params, criterion, runs[key], example_input, progress, trace, finished)
     return [run.masks for run in sorted((r for those in runs.values() for r in those), key=lambda r: r.number)]
 
 
@@ -216,6 +167,7 @@ def _advance(
     example_input: Tensor | None,
     progress: Callable[[Progress], Any] | None,
     trace: bool,
+    finished: Callable[[int, Masks], Any] | None = None,
 ) -> None:
     """Take all runs to their ends; those that have the same masks are scored together while they have."""
     if example_input is None:
@@ -229,6 +181,8 @@ def _advance(
         summary = summarize(model, run.masks, example_input)
         run.masks.summary = replace(summary, notes=(*summary.notes, *notes))
         run.masks.trace = tuple(run.traced)
+        if finished is not None:
+            finished(run.number, run.masks)
 
     with _unchanged(model):
         score = _scorer(criterion, model, params)
@@ -310,22 +264,6 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                 for name, buffer in model.named_buffers():
                     if name in buffers:
                         buffer.copy_(buffers[name])
-
-
-def _check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    params = prunable(model, exclude)
-    if not params:
-        raise ValueError(
-            f"model must have a linear or convolution layer that is not excluded, got {type(model).__name__} without one"
-        )
-    for name, p in params.items():
-        if not p.dtype.is_floating_point:
-            raise TypeError(f"parameter {name!r} must be real floating-point, got {p.dtype}")
-        if p.is_meta or isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} must have values, got one that is not initialised yet")
-    return params
 
 
 def _check_start(masks: Masks | None, params: dict[str, nn.Parameter]) -> Masks:

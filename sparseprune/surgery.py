@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .masks import Masks
-from .pruning import Exclude, _check_model, _unchanged
+from .prunables import Exclude, check_model
+from .pruning import _unchanged
 from .runs import target
 
 
@@ -74,7 +75,7 @@ def compensate(
     """
     if not hasattr(criterion, "compensated"):
         raise TypeError(f"criterion must be one that compensates (OBS), got {type(criterion).__name__}")
-    params = _check_model(model, exclude)
+    params = check_model(model, exclude)
     total = sum(p.numel() for p in params.values())
     with _unchanged(model):
         return Compensated(*criterion.compensated(model, params, target(sparsity, density, keep, total, total)))

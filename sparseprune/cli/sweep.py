@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -43,75 +42,87 @@ def command(
     init: shared.Init = None,
     model_option: shared.ModelOption = None,
     device: shared.Device = "auto",
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes that share this machine's cores.")] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on a Ray cluster instead: its address, 'auto', or 'local' to start one here. A run takes one core, "
+            "and one GPU with --device cuda.",
+        ),
+    ] = None,
     json: shared.Json = False,
     debug: shared.Debug = False,
 ) -> None:
     """Prune MODEL by each criterion to each density from each seed's weights.
 
-    Writes sweep.json and collapse.png: weights left in the smallest layer against compression.
+    Writes sweep.json after every run and collapse.png at the end: weights left in the smallest layer against
+    compression. Runs that sweep.json holds already, of the same settings, are not made again.
 
     Example: sparseprune sweep vgg16_bn --criterion synflow --criterion magnitude --density 0.01 --density 0.001
     """
-    import torch
-
-    from ..pruning import prune
-    from ..recipes.names import CRITERIA, Given, scoring_batches
-    from ..report import SweepPoint, collapse_figure, save_figure
+    from ..recipes.names import CRITERIA
+    from ..report import collapse_figure, save_figure
     from . import folder, network
     from .options import choose, parse_min_per_layer
+    from .sweep_runs import Settings, SweepRun, content_of, read_runs, run_densities
+    from .workers import in_processes, on_ray
 
     chosen = {name: choose("--criterion", name, CRITERIA) for name in dict.fromkeys(criterion)}
     if unable := [name for name, choice in chosen.items() if choice.needs_initial]:
         raise ValueError(f"--criterion must need no weights from before training, got {unable[0]}")
+    if ray is not None and workers > 1:
+        raise ValueError(f"--ray must come without --workers: the cluster has its own, got {workers}")
     densities, seeds = list(dict.fromkeys(density or DENSITIES)), list(dict.fromkeys(seed or [0]))
-    floor = parse_min_per_layer(min_per_layer)
+    parse_min_per_layer(min_per_layer)
     if any(choice.needs_data for choice in chosen.values()):
         data = data or "digits"
     out = out or Path("runs", f"{model.replace(':', '-').replace('/', '-')}-sweep")
-    dataset = network.load_data(data, data_dir, image)
+    network.load_data(data, data_dir, image)
     folder.check_writable(out)
-    points: list[Any] = []
-    total = len(seeds) * len(chosen) * len(densities)
+    where = None if data_dir is None else str(data_dir.resolve())
+    settings = Settings(model, model_option, init, data, where, image, steps, min_per_layer, device)
+    runs = {run.key: run for run in read_runs(out / SWEEP_FILE, settings)}
+    grid = [(name, number, share) for number in seeds for name in chosen for share in densities]
+    order = {key: i for i, key in enumerate([*grid, *(key for key in runs if key not in grid)])}
+    missing = [key for key in grid if key not in runs]
     with progress_bar(f"sweep of {model}", "run", quiet=json) as show:
-        for number in seeds:
-            net = network.build(
-                model, dataset, image=image, model_options=model_option, init=init, weights=None, seed=number,
-                device=device, dtype="float32",
-            )  # fmt: skip
-            if net.shape is None and "synflow" in chosen:
-                raise ValueError(
-                    f"--input must be given for {model}, which does not say what images it takes, got none"
-                )
-            parameter = next(net.model.parameters())
-            example = None if net.shape is None else torch.ones(1, *net.shape, device=parameter.device)
-            for name, choice in chosen.items():
-                batches = scoring_batches(dataset, None, None, number, torch.float32) if choice.needs_data else []
-                mode = "train" if choice.trains_bn else "eval"
-                for share in densities:
-                    rule = choice.make(Given(batches, example, torch.Generator().manual_seed(number), mode, None))
-                    masks = prune(
-                        net.model, rule, density=share, steps=steps or choice.steps, min_per_layer=floor,
-                        example_input=example,
-                    )  # fmt: skip
-                    counts = masks.counts()
-                    empty = tuple(layer for layer, count in counts.items() if count == 0)
-                    connected = masks.summary.connected
-                    point = (name, number, masks.count(), masks.numel(), min(counts.values()), empty, connected)
-                    points.append(SweepPoint(*point))
-                    show(len(points), total, f"{name} at {share:g}")
-    rows = [asdict(point) | {"compression": point.compression} for point in points]
-    found = {"model": model, "layers": len(counts), "steps": steps, "min_per_layer": min_per_layer, "runs": rows}
-    out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(out / SWEEP_FILE, found)
-    save_figure(collapse_figure(model, points, len(counts)), out / FIGURE_FILE)
+
+        def ended(run: SweepRun) -> None:
+            runs[run.key] = run
+            out.mkdir(parents=True, exist_ok=True)
+            folder.write_json(out / SWEEP_FILE, content_of(settings, sorted(runs.values(), key=lambda r: order[r.key])))
+            done = sum(key in runs for key in grid)
+            show(done, len(grid), f"{run.point.criterion} at {run.density:g}")
+
+        tasks = [(settings, name, number, [share]) for name, number, share in missing]
+        try:
+            if ray is not None:
+                for found in on_ray(run_densities, tasks, ray, int(device.startswith("cuda"))):
+                    ended(*found)
+            elif workers > 1 and tasks:
+                for found in in_processes(run_densities, tasks, workers):
+                    ended(*found)
+            else:
+                for name, number in dict.fromkeys((name, number) for name, number, _ in missing):
+                    shares = [share for share in densities if (name, number, share) in missing]
+                    run_densities(settings, name, number, shares, ended)
+        except KeyboardInterrupt:
+            done = sum(key in runs for key in grid)
+            raise KeyboardInterrupt(
+                f"Interrupted; {done} of {len(grid)} runs are in {out / SWEEP_FILE}, and the same command makes the rest."
+            ) from None
+    ordered = [runs[key] for key in order]
+    layers = ordered[0].layers
+    save_figure(collapse_figure(model, [run.point for run in ordered], layers), out / FIGURE_FILE)
     if json:
-        print_json({**found, "out": str(out)})
+        print_json({**content_of(settings, ordered), "out": str(out)})
         return
-    for point in points:
+    for point in [run.point for run in ordered]:
         state = "" if point.connected is not False else "  no path left"
-        layers = f"  {len(point.collapsed)} of {len(counts)} layers empty" if point.collapsed else ""
+        empty = f"  {len(point.collapsed)} of {layers} layers empty" if point.collapsed else ""
         typer.echo(
             f"{point.criterion:<20} seed {point.seed}  compression {point.compression:>9.1f}  "
-            f"smallest layer {point.smallest:>7,}{layers}{state}"
+            f"smallest layer {point.smallest:>7,}{empty}{state}"
         )
     stderr().print(f"\nWrote {SWEEP_FILE}, {FIGURE_FILE} to {out}", style="green", markup=False, highlight=False)

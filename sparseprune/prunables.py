@@ -1,0 +1,79 @@
+"""Which weights of a model may be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+Exclude = str | type | Callable[[str, nn.Module], bool]
+
+PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
+    """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
+
+    Biases and norms are never among them. A weight shared by several layers stands under its first name. Subclasses
+    count too, so a mask may be for a layer that ``sparsify`` has no twin of (attention's output projection); such a
+    mask is for ``masks.apply_`` or left out with ``exclude``.
+
+    Args:
+        model: any module.
+        exclude: what to leave out: a parameter name ("fc.weight"), a module name ("layer1", with all below it),
+            a pattern of either with ``*`` ("*.downsample.*"), a module type, a predicate ``(name, module) -> bool``
+            over the layers, or several of these.
+
+    Raises:
+        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared).
+    """
+    rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
+    layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
+    spared = {id(m.weight) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
+    known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
+    for rule in rules:
+        if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
+            raise ValueError(
+                f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
+                f"{', '.join(n for n, _ in layers)}"
+            )
+    if packed := [n for n, m in layers if "weight_values" in m._parameters]:
+        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
+    found: dict[str, nn.Parameter] = {}
+    seen = set(spared)
+    for name, module in layers:
+        if id(module.weight) not in seen:
+            seen.add(id(module.weight))
+            found[f"{name}.weight" if name else "weight"] = module.weight
+    return found
+
+
+def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
+    if isinstance(rule, str):
+        parts = name.split(".")
+        above = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
+        return any(fnmatchcase(n, rule) for n in (*above, f"{name}.weight" if name else "weight"))
+    if isinstance(rule, type):
+        return isinstance(module, rule)
+    if callable(rule):
+        return bool(rule(name, module))
+    raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
+
+
+def check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
+    """Those weights; raises TypeError or ValueError where there is none, or one that cannot be pruned."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    params = prunable(model, exclude)
+    if not params:
+        raise ValueError(
+            f"model must have a linear or convolution layer that is not excluded, got {type(model).__name__} without one"
+        )
+    for name, p in params.items():
+        if not p.dtype.is_floating_point:
+            raise TypeError(f"parameter {name!r} must be real floating-point, got {p.dtype}")
+        if p.is_meta or isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} must have values, got one that is not initialised yet")
+    return params
