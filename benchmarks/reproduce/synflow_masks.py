@@ -1,6 +1,6 @@
 """SynFlow's masks beside those of the published algorithm, over a whole run.
 
-    python -m benchmarks.reproduce.synflow_masks [vgg16_bn-32 resnet20-32 resnet18-32] [--steps 100]
+    python -m benchmarks.reproduce.synflow_masks [vgg16_bn-32 resnet20-32 resnet18-32] [--steps 100] [--modes float64 bfloat16]
 
 Exponential steps to density 0.01 from the weights of seed 0, biases zero, as the paper. The published loop
 (benchmarks/published.py) runs in float64. Ours in float64 must keep the same weights to the bit; what else `SynFlow`
@@ -23,7 +23,7 @@ import sparseprune as sp
 from ..published import published_synflow
 
 DENSITY = 0.01
-MODES = ("float64", "float32", "bfloat16")  # without the hardware tf32 is float32
+MODES = ("float64", "float32")  # bfloat16 is slow on most CPUs, and tf32 is float32 there
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vgg16_bn-32": (lambda: sp.models.vgg16_bn(num_classes=100), (3, 32, 32)),
     "resnet20-32": (lambda: sp.models.resnet20(), (3, 32, 32)),
@@ -62,11 +62,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=(*MODES, "tf32", "bfloat16"))
     given = parser.parse_args()
     path = Path(__file__).with_suffix(".json")
     results = json.loads(path.read_text()) if path.exists() else {}
     for network in given.networks:
-        results[network] = compare(network, given.steps) | {"torch": torch.__version__}
+        results[network] = compare(network, given.steps, tuple(given.modes)) | {"torch": torch.__version__}
         print(network, results[network], flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
 
