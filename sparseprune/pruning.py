@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -12,68 +11,18 @@ from torch import Tensor, nn
 
 from .criteria.base import check_criterion
 from .masks import Masks
+from .nn.storage import dense_weights
 from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
 from .progress import Progress, TraceStep
+from .prunable import Exclude as Exclude
+from .prunable import prunable as prunable
 from .schedules import exponential
 from .summary import summarize
 
-Exclude = str | type | Callable[[str, nn.Module], bool]
-
 Formula = Product | SurvivorScores
 FORMULAS = (Product, SurvivorScores)
-
-PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
-
-
-def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
-    """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
-
-    Biases and norms are never among them. A weight shared by several layers stands under its first name. Subclasses
-    count too, so a mask may be for a layer that ``sparsify`` has no twin of (attention's output projection); such a
-    mask is for ``masks.apply_`` or left out with ``exclude``.
-
-    Args:
-        model: any module.
-        exclude: what to leave out: a parameter name ("fc.weight"), a module name ("layer1", with all below it),
-            a pattern of either with ``*`` ("*.downsample.*"), a module type, a predicate ``(name, module) -> bool``
-            over the layers, or several of these.
-
-    Raises:
-        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared).
-    """
-    rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
-    layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
-    spared = {id(m.weight) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
-    known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
-    for rule in rules:
-        if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
-            raise ValueError(
-                f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
-                f"{', '.join(n for n, _ in layers)}"
-            )
-    if packed := [n for n, m in layers if "weight_values" in m._parameters]:
-        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
-    found: dict[str, nn.Parameter] = {}
-    seen = set(spared)
-    for name, module in layers:
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[f"{name}.weight" if name else "weight"] = module.weight
-    return found
-
-
-def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
-    if isinstance(rule, str):
-        parts = name.split(".")
-        above = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
-        return any(fnmatchcase(n, rule) for n in (*above, f"{name}.weight" if name else "weight"))
-    if isinstance(rule, type):
-        return isinstance(module, rule)
-    if callable(rule):
-        return bool(rule(name, module))
-    raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
 
 
 def prune(
@@ -100,7 +49,7 @@ def prune(
     them, as many as the schedule says. Exactly k = round(density * n) survive, or ``keep``.
 
     Args:
-        model: any module; its linear and convolution weights are prunable.
+        model: any module; its linear and convolution weights are prunable. Packed ones are dense while this runs.
         criterion: ``(model, params) -> {name: scores}``, higher = keep, each score tensor of its weight's shape. It is
             called with pruned weights set to zero in the model. One that has ``plan(model, params)`` is planned once
             and its result called with the current masks at each step instead.
@@ -131,38 +80,40 @@ def prune(
     >>> masks.count()
     10
     """
-    params = _check_model(model, exclude)
-    total = sum(p.numel() for p in params.values())
-    current = _check_start(masks, params)
-    start = current.count()
-    final = _target(sparsity, density, keep, total, start)
-    # As it was asked for, not final / start: rounding that first may move a step between by one weight.
-    asked = density if density is not None else None if sparsity is None else 1 - sparsity
-    wanted = 1.0 if start == 0 else final / start if asked is None else asked * (total / start)
-    floors = _floors(min_per_layer, current, final)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+    _check_module(model)
+    with dense_weights(model):
+        params = _check_model(model, exclude)
+        total = sum(p.numel() for p in params.values())
+        current = _check_start(masks, params)
+        start = current.count()
+        final = _target(sparsity, density, keep, total, start)
+        # As it was asked for, not final / start: rounding that first may move a step between by one weight.
+        asked = density if density is not None else None if sparsity is None else 1 - sparsity
+        wanted = 1.0 if start == 0 else final / start if asked is None else asked * (total / start)
+        floors = _floors(min_per_layer, current, final)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps must be a positive integer, got {steps!r}")
 
-    with _unchanged(model):
-        score = _scorer(criterion, model, params)
-        traced: list[TraceStep] = []
-        for step in range(1, steps + 1):
-            share = schedule(wanted, step / steps)
-            k = final if step == steps else min(max(round(share * start), final), current.count())
-            scores = _check_scores(score(current), params, getattr(pattern, "takes_products", False))
-            current = pattern.select(scores, current, k, floors)
-            if trace:
-                flow = getattr(getattr(score, "__self__", score), "log2_flow", None)
-                totals = {name: p.numel() for name, p in params.items()}
-                traced.append(TraceStep(step, current.counts(), totals, flow))
-            if progress is not None:
-                progress(Progress(step, steps, k, total))
-        if example_input is None:
-            example_input = getattr(criterion, "example_input", None)
-        current.summary = summarize(model, current, example_input)
-        current.trace = tuple(traced)
-    if apply:
-        current.apply_(model)
+        with _unchanged(model):
+            score = _scorer(criterion, model, params)
+            traced: list[TraceStep] = []
+            for step in range(1, steps + 1):
+                share = schedule(wanted, step / steps)
+                k = final if step == steps else min(max(round(share * start), final), current.count())
+                scores = _check_scores(score(current), params, getattr(pattern, "takes_products", False))
+                current = pattern.select(scores, current, k, floors)
+                if trace:
+                    flow = getattr(getattr(score, "__self__", score), "log2_flow", None)
+                    totals = {name: p.numel() for name, p in params.items()}
+                    traced.append(TraceStep(step, current.counts(), totals, flow))
+                if progress is not None:
+                    progress(Progress(step, steps, k, total))
+            if example_input is None:
+                example_input = getattr(criterion, "example_input", None)
+            current.summary = summarize(model, current, example_input)
+            current.trace = tuple(traced)
+        if apply:
+            current.apply_(model)
     return current
 
 
@@ -221,9 +172,13 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(buffers[name])
 
 
-def _check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
+def _check_module(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
+def _check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
+    _check_module(model)
     params = prunable(model, exclude)
     if not params:
         raise ValueError(

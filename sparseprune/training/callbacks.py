@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.dense_gradients import sparse_weights
-from ..pruning import prunable
+from ..prunable import all_kept
 from .hold import Hold, attach
 from .method import Method
 
@@ -36,7 +35,7 @@ class MaskedTraining:
         if self.masks is not None:
             sparsify(model, self.masks)
         elif not sparse_weights(model):
-            sparsify(model, Masks.ones(prunable(model)))
+            sparsify(model, all_kept(model))
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:
         """Hold from here on, and go on where ``state`` was taken."""

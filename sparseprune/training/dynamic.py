@@ -143,7 +143,7 @@ class DynamicSparseTraining(Method):
         """Name -> learning rate."""
         groups = self.optimizer.param_groups if self.optimizer is not None else []
         rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
-        return {n: rates.get(id(layers[0].weight), 0.0) for n, layers in sparse_weights(self.model).items()}
+        return {n: rates.get(id(layers[0].parameter), 0.0) for n, layers in sparse_weights(self.model).items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -157,8 +157,8 @@ class DynamicSparseTraining(Method):
         super().load_state_dict(state)
         self._pending = state["pending"]
         self.generator.set_state(state["generator"].cpu())
-        weights = self._weights()
-        self.average = {name: tensor.to(weights[name].device, copy=True) for name, tensor in state["average"].items()}
+        masks = self.masks
+        self.average = {name: tensor.to(masks[name].device, copy=True) for name, tensor in state["average"].items()}
         unwatch_gradients(self.model)
         self._watched = {}
         self._watch()

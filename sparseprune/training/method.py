@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,23 @@ from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
+from ..nn.storage import check_resizable
+
+
+class Values(Mapping[str, Tensor]):
+    """A model's sparse weights by name, of their dense shapes; where packed or sharded, a copy that is made when asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = sparse_weights(model)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return whole(self._layers[name][0].weight.detach())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 class Method:
@@ -20,7 +37,7 @@ class Method:
     To resume exactly, load three state dicts, in any order: the model's, the optimizer's and this one's.
 
     Args:
-        model: with sparse layers.
+        model: with sparse layers, of any storage.
         optimizer: of its weights, whose state follows the masks; None for an optimizer without state.
 
     Attributes:
@@ -28,14 +45,17 @@ class Method:
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: the model has no sparse layer.
+        ValueError: the model has no sparse layer, or its weights are packed and sharded.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if not sparse_weights(model):
+        weights = sparse_weights(model)
+        if not weights:
             raise ValueError(f"model must hold masks (sparsify(model, masks)), got {type(model).__name__} without any")
+        for layers in weights.values():
+            check_resizable(layers[0])
         self.model, self.optimizer = model, optimizer
         self.steps = 0
 
@@ -57,9 +77,8 @@ class Method:
         changed = {name: mask for name, mask in masks.items() if mask != held[name]}
         sparsify(self.model, changed, optimizer=self.optimizer)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The values of the weights, whole where they are sharded."""
-        return {name: whole(layers[0].weight.detach()) for name, layers in sparse_weights(self.model).items()}
+    def _weights(self) -> Values:
+        return Values(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
