@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from ..nn import held_masks, sparsify
 from ..nn.dense_gradients import sparse_weights
 from ..prunable import all_kept
-from .hold import Hold, attach
+from .hold import attach
 from .method import Method
 
 MakeMethod = Callable[[nn.Module, torch.optim.Optimizer], Method]
@@ -28,7 +29,7 @@ class MaskedTraining:
     def __init__(self, masks: Mapping[str, Any] | None = None, method: MakeMethod | None = None) -> None:
         self.masks, self.make = masks, method
         self.method: Method | None = None
-        self._hold: Hold | None = None
+        self._attached = ExitStack()
 
     def prepare(self, model: nn.Module) -> None:
         """Make the layers sparse: before a checkpoint is loaded, which has masks of its own."""
@@ -40,14 +41,15 @@ class MaskedTraining:
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:
         """Hold from here on, and go on where ``state`` was taken."""
         self.end()
-        self._hold = attach(optimizer, model)
-        if self.make is None:
-            return
-        resumed = held_masks(model)
-        self.method = self.make(model, optimizer)
-        if state is not None:
-            sparsify(model, resumed, optimizer=optimizer)  # some methods start with everything kept
-            self.method.load_state_dict(state)
+        with ExitStack() as until_end:
+            until_end.enter_context(attach(optimizer, model))
+            if self.make is not None:
+                resumed = held_masks(model)
+                self.method = until_end.enter_context(self.make(model, optimizer))
+                if state is not None:
+                    sparsify(model, resumed, optimizer=optimizer)  # some methods start with everything kept
+                    self.method.load_state_dict(state)
+            self._attached = until_end.pop_all()
 
     def step(self) -> None:
         """After every step of the optimizer."""
@@ -56,9 +58,7 @@ class MaskedTraining:
 
     def end(self) -> None:
         """Of training: the masks stay, nothing acts any more."""
-        if self._hold is not None:
-            self._hold.remove()
-        self._hold = None
+        self._attached.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state; empty without one."""

@@ -89,9 +89,11 @@ class GramSchmidtTraining(Method):
         self.frozen: dict[str, Tensor] = {}  # name -> bool [inputs]
         self.missed = {name: torch.zeros(mask.shape[1], dtype=torch.int64) for name, mask in masks.items()}
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
-        optimizer.register_step_pre_hook(self._remember)
-        optimizer.register_step_post_hook(self._restore)
         self._choose()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._remember),
+            optimizer.register_step_post_hook(self._restore),
+        ]
 
     def _advance(self) -> bool:
         return self.steps % self.every == 0 and self._choose()

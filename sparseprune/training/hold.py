@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import AbstractContextManager
 from itertools import chain
 from typing import Any
 
@@ -35,7 +36,7 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
         model: may be wrapped (DDP) or sharded (FSDP2), and be made sparse later.
 
     Returns:
-        A handle, whose ``remove()`` ends it.
+        A handle, whose ``remove()`` ends it; as a context manager it ends with the block.
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
@@ -49,7 +50,7 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     return Hold(optimizer, model)
 
 
-class Hold:
+class Hold(AbstractContextManager):
     """What :func:`attach` returns."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -72,6 +73,9 @@ class Hold:
         if (optimizer := self._optimizer()) is not None:
             for optimizers in attached.values():
                 optimizers.discard(optimizer)
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
 
     def _layers(self) -> list[SparseLayer]:
         """One layer of each weight with pruned slots; from here on ``set_mask`` of any layer knows the optimizer."""

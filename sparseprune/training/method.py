@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.base import whole
-from ..nn.dense_gradients import sparse_weights
+from ..nn.dense_gradients import sparse_weights, unwatch_gradients
 from ..nn.storage import check_resizable
 
 
@@ -31,8 +33,9 @@ class Values(Mapping[str, Tensor]):
         return len(self._layers)
 
 
-class Method:
-    """Base of the methods. Call :meth:`step` once after every ``optimizer.step()``.
+class Method(AbstractContextManager):
+    """Base of the methods. Call :meth:`step` once after every ``optimizer.step()``, and :meth:`remove` at the end, or
+    use it as a context manager, which does.
 
     To resume exactly, load three state dicts, in any order: the model's, the optimizer's and this one's.
 
@@ -58,11 +61,29 @@ class Method:
             check_resizable(layers[0])
         self.model, self.optimizer = model, optimizer
         self.steps = 0
+        self._handles: list[RemovableHandle] = []
+        self._removed = False
 
     def step(self) -> bool:
-        """Count one optimizer step and do what is due after it; True if masks were changed."""
+        """Count one optimizer step and do what is due after it; True if masks were changed.
+
+        Raises:
+            RuntimeError: after :meth:`remove`.
+        """
+        if self._removed:
+            raise RuntimeError(f"{type(self).__name__} must not step after remove()")
         self.steps += 1
         return self._advance()
+
+    def remove(self) -> None:
+        """End it: no hook of its own stays, and no dense gradient is computed; masks, weights and its state do stay."""
+        for handle in self._handles:
+            handle.remove()
+        unwatch_gradients(self.model)
+        self._removed = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
 
     def _advance(self) -> bool:
         raise TypeError(f"{type(self).__name__} must define _advance")
