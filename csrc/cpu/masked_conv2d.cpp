@@ -233,7 +233,7 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
           });
         }
       });
-      // Between rows the gradient is 0, which times an infinite x is NaN: such sums are made again without these places.
+      // Between rows the gradient is 0, which times an infinite x is NaN: such sums are made again without them.
       const int64_t start = lists.begin(first, 0), count = lists.begin(last, 0) - start;
       T* const own = sums + start;
       if (std::all_of(own, own + count, [](T sum) { return std::isfinite(sum); })) continue;
