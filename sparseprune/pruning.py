@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from .criteria.base import check_criterion
 from .masks import Masks
+from .nn.storage import dense_weights
 from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
 from .progress import Progress
-from .prunables import PRUNABLE as PRUNABLE
-from .prunables import Exclude, check_model
-from .prunables import prunable as prunable
+from .prunable import Exclude, check_model, check_module
+from .prunable import prunable as prunable
 from .runs import Run, with_same_masks
 from .schedules import exponential
 from .summary import summarize
@@ -53,7 +53,7 @@ def prune(
     them, as many as the schedule says. Exactly k = round(density * n) survive, or ``keep``.
 
     Args:
-        model: any module; its linear and convolution weights are prunable.
+        model: any module; its linear and convolution weights are prunable. Packed ones are dense while this runs.
         criterion: ``(model, params) -> {name: scores}``, higher = keep, each score tensor of its weight's shape. It is
             called with pruned weights set to zero in the model. One that has ``plan(model, params)`` is planned once
             and its result called with the current masks at each step instead.
@@ -84,12 +84,14 @@ def prune(
     >>> masks.count()
     10
     """
-    params = check_model(model, exclude)
-    start = _check_start(masks, params)
-    run = Run.plan(start, sparsity, density, keep, steps, schedule, pattern, min_per_layer)
-    _advance(model, params, criterion, [run], example_input, progress, trace)
-    if apply:
-        run.masks.apply_(model)
+    check_module(model)
+    with dense_weights(model):
+        params = check_model(model, exclude)
+        start = _check_start(masks, params)
+        run = Run.plan(start, sparsity, density, keep, steps, schedule, pattern, min_per_layer)
+        _advance(model, params, criterion, [run], example_input, progress, trace)
+        if apply:
+            run.masks.apply_(model)
     return run.masks
 
 
@@ -140,13 +142,18 @@ def prune_many(
              "pattern": pattern, "min_per_layer": min_per_layer}  # fmt: skip
     check_criterion(criterion)
     rows = _rows({"model": model, "masks": masks, **given})
-    models = {id(row["model"]): (row["model"], check_model(row["model"], exclude)) for row in rows}
-    runs: dict[int, list[Run]] = {key: [] for key in models}
-    for number, row in enumerate(rows):
-        key = id(row.pop("model"))
-        runs[key].append(Run.plan(_check_start(row.pop("masks"), models[key][1]), **row, number=number))
-    for key, (each, params) in models.items():
-        _advance(each, params, criterion, runs[key], example_input, progress, trace, finished)
+    for row in rows:
+        check_module(row["model"])
+    with ExitStack() as stack:
+        for each in {id(row["model"]): row["model"] for row in rows}.values():
+            stack.enter_context(dense_weights(each))
+        models = {id(row["model"]): (row["model"], check_model(row["model"], exclude)) for row in rows}
+        runs: dict[int, list[Run]] = {key: [] for key in models}
+        for number, row in enumerate(rows):
+            key = id(row.pop("model"))
+            runs[key].append(Run.plan(_check_start(row.pop("masks"), models[key][1]), **row, number=number))
+        for key, (each, params) in models.items():
+            _advance(each, params, criterion, runs[key], example_input, progress, trace, finished)
     return [run.masks for run in sorted((r for those in runs.values() for r in those), key=lambda r: r.number)]
 
 

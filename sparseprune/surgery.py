@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .masks import Masks
-from .prunables import Exclude, check_model
+from .prunable import Exclude, check_model
 from .pruning import _unchanged
 from .runs import target
 

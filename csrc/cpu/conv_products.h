@@ -73,5 +73,19 @@ inline void dot_positions(const T* g, const T* tile, const int32_t* offset, int6
   }
 }
 
+// sum_q g[q] tile[q] over the positions of runs, and none between them.
+template <class T>
+inline T dot_runs(const T* g, const T* tile, const Run* runs, int64_t count) {
+  Vec<T> total = {};
+  T rest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const T *a = g + runs[i].position, *b = tile + runs[i].position;
+    int64_t q = 0;
+    for (; q + kLanes<T> <= runs[i].length; q += kLanes<T>) total += load(a + q) * load(b + q);
+    for (; q < runs[i].length; ++q) rest += a[q] * b[q];
+  }
+  return sum_lanes<T>(total) + rest;
+}
+
 }  // namespace
 }  // namespace sparseprune

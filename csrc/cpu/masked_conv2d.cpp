@@ -1,6 +1,7 @@
 #include <sparseprune/masked_conv2d.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "conv_products.h"
 
@@ -97,12 +98,12 @@ class GradRows {
     const bool cleared = window.same_shape(last_) && last - first <= channels_;
     channels_ = last - first;
     last_ = window;
-    int64_t count = 0;
-    for_runs(windows_, window, 0, windows_.positions(window), [&](const Run& run) { runs_[count++] = run; });
+    count_ = 0;
+    for_runs(windows_, window, 0, windows_.positions(window), [&](const Run& run) { runs_[count_++] = run; });
     for (int64_t channel = first; channel < last; ++channel) {
       T* to = memory_.get() + (channel - first) * row_;
       if (!cleared) std::memset(to, 0, static_cast<size_t>(row_) * sizeof(T));
-      for (int64_t i = 0; i < count; ++i) {
+      for (int64_t i = 0; i < count_; ++i) {
         const Run& run = runs_[i];
         const int64_t line = (run.image * size_.out_channels + channel) * size_.output[0] + run.row;
         const T* from = grad + line * size_.output[1] + run.column;
@@ -112,11 +113,13 @@ class GradRows {
     }
   }
   const T* operator[](int64_t channel) const { return memory_.get() + channel * row_; }
+  // sum_q grad[q] plane[q] of a channel, over the positions that mean something.
+  T dot(int64_t channel, const T* plane) const { return dot_runs((*this)[channel], plane, runs_.get(), count_); }
 
  private:
   const Windows& windows_;
   const ConvSize& size_;
-  int64_t row_, channels_ = 0;
+  int64_t row_, channels_ = 0, count_ = 0;
   Window last_{};
   Scratch<Run> runs_;
   Scratch<T> memory_;
@@ -206,23 +209,44 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
       const int64_t first = lists.part(group, g.groups, task % parts, parts);
       const int64_t last = lists.part(group, g.groups, task % parts + 1, parts);
       if (first == last) continue;
-      for (int64_t w = 0; w < windows.count(); ++w) {
-        const Window window = windows[w];
-        const int64_t positions = windows.positions(window), all = ceil_div(positions, kLanes<T>);
-        tile.fill(x, window, group);
-        rows.fill(grad, window, first, last);
+      const auto for_windows = [&](const auto& add) {
+        for (int64_t w = 0; w < windows.count(); ++w) {
+          const Window window = windows[w];
+          tile.fill(x, window, group);
+          rows.fill(grad, window, first, last);
+          add(ceil_div(windows.positions(window), kLanes<T>));
+        }
+      };
+      const auto for_lists = [&](const auto& add) {
+        for (int64_t b = 0; b < lists.blocks; ++b) {
+          const T* planes = tile.get() + b * lists.block_channels * Tile<T>::channel_size(windows);
+          for (int64_t row = first; row < last; ++row) add(row - first, planes, lists.begin(row, b), lists.end(row, b));
+        }
+      };
+      for_windows([&](int64_t all) {
         const int64_t blocks = ceil_div(all, kGradVectors);
         for (int64_t block = 0; block < blocks; ++block) {
           const int64_t from = all * block / blocks, vectors = all * (block + 1) / blocks - from;
-          for (int64_t b = 0; b < lists.blocks; ++b) {
-            const T* planes = tile.get() + b * lists.block_channels * Tile<T>::channel_size(windows) + from * kLanes<T>;
-            for (int64_t row = first; row < last; ++row) {
-              const int64_t at = lists.begin(row, b), count = lists.end(row, b) - at;
-              dot_positions(rows[row - first] + from * kLanes<T>, planes, lists.offset + at, count, vectors, sums + at);
-            }
-          }
+          for_lists([&](int64_t row, const T* planes, int64_t at, int64_t end) {
+            const T *g = rows[row] + from * kLanes<T>, *tile_part = planes + from * kLanes<T>;
+            dot_positions(g, tile_part, lists.offset + at, end - at, vectors, sums + at);
+          });
         }
-      }
+      });
+      // Between rows the gradient is 0, which times an infinite x is NaN: such sums are made again without them.
+      const int64_t start = lists.begin(first, 0), count = lists.begin(last, 0) - start;
+      T* const own = sums + start;
+      if (std::all_of(own, own + count, [](T sum) { return std::isfinite(sum); })) continue;
+      Scratch<bool> again(count);
+      for (int64_t i = 0; i < count; ++i) again[i] = !std::isfinite(own[i]);
+      for (int64_t i = 0; i < count; ++i) own[i] = again[i] ? T{0} : own[i];
+      for_windows([&](int64_t) {
+        for_lists([&](int64_t row, const T* planes, int64_t at, int64_t end) {
+          for (int64_t i = at; i < end; ++i) {
+            if (again[i - start]) sums[i] += rows.dot(row, planes + lists.offset[i]);
+          }
+        });
+      });
     }
   });
   if (weight_grad.packed()) return;

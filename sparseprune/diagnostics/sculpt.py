@@ -83,7 +83,7 @@ def compact(model: nn.Module, example_input: Tensor, masks: Masks | None = None)
     >>> [tuple(p.shape) for p in compact(model, torch.ones(1, 3), masks).parameters()]
     [(2, 3), (2,), (2, 2), (2,)]
     """
-    storages = {name: layers[0].storage for name, layers in sparse_weights(model, packed=True).items()}
+    storages = {name: layers[0].storage for name, layers in sparse_weights(model).items()}
     masks = held_masks(model) if masks is None else masks
     if not masks:
         raise ValueError("masks must be given for a model that holds none, got none")

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..criteria.isolation import buffer_copies, isolated
 from ..masks import Masks
-from ..pruning import PRUNABLE
+from ..prunable import PRUNABLE
 
 INPUT, OUTPUT = "input", "output"
 

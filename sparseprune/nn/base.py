@@ -116,11 +116,13 @@ class SparseLayer(nn.Module):
 
         Raises:
             TypeError: ``mask`` is of another type.
-            ValueError: its shape or device is not the weight's.
+            ValueError: its shape or device is not the weight's, or the weight is packed and sharded.
         """
-        from .storage import set_masks  # which knows this class
+        from .storage import check_resizable, set_masks  # which know this class
 
-        set_masks([self], checked(mask, self.dense_shape, self.weight_mask.device), None)
+        mask = checked(mask, self.dense_shape, self.weight_mask.device)
+        check_resizable(self)
+        set_masks([self], mask, None)
 
     @property
     def density(self) -> float:
@@ -222,8 +224,7 @@ class SparseLayer(nn.Module):
             if values.shape != (kept := mask.count(),):
                 raise ValueError(f"weight_values must have shape {(kept,)}, got {tuple(values.shape)}")
             if values.shape != self.weight_values.shape:
-                self.weight_values.grad = None
-                self.weight_values.data = self.weight_values.new_zeros(values.shape)
+                replace_values(self.weight_values, self.weight_values.new_zeros(values.shape))
 
 
 def checked(mask: BitMask | Tensor, shape: torch.Size, device: torch.device, argument: str = "mask") -> BitMask:
@@ -260,13 +261,26 @@ def refusal(layer: nn.Module) -> str | None:
     return None
 
 
+def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
+    """Give a Parameter values of another shape; it has no gradient then."""
+    parameter.grad = None
+    if values.shape != parameter.shape and not (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):
+        # A loss that is still there keeps autograd's node of the old shape, which only a change of the dtype takes from
+        # the Parameter. Under DDP that node averages gradients, so there a change of shape has to fail in backward.
+        other = torch.float64 if values.dtype == torch.float16 else torch.float16
+        parameter.data = values.new_empty(0, dtype=other)
+    parameter.data = values
+
+
 @torch.no_grad()
 def zero_outside(mask: BitMask, *tensors: Tensor | None) -> None:
     """Write zero into the pruned slots of tensors of the mask's shape, whatever they hold."""
     pruned = ~mask.to_bool()
     for tensor in tensors:
         if tensor is not None:
-            tensor.masked_fill_(_placed_as(pruned, tensor), 0)
+            tensor.masked_fill_(placed_as(pruned, tensor), 0)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -274,7 +288,7 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _placed_as(whole: Tensor, tensor: Tensor) -> Tensor:
+def placed_as(whole: Tensor, tensor: Tensor) -> Tensor:
     """``whole``, which every rank has, as the shards that a DTensor's ranks hold; else as it is."""
     if not hasattr(tensor, "placements"):
         return whole

@@ -14,7 +14,7 @@ from .base import SparseLayer, checked, refusal
 from .conv import SparseConv2d
 from .dense_gradients import sparse_weights
 from .linear import SparseLinear
-from .storage import check_packable, check_storage, set_masks, store, zero_state
+from .storage import check_packable, check_resizable, check_storage, set_masks, store, zero_state
 
 SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
 
@@ -112,7 +112,7 @@ def densify(model: ModelT) -> ModelT:
     for name, layer in layers.items():
         if type(layer) not in SPARSE_TYPES.values():
             raise ValueError(f"model must hold no subclass of the sparse layers, got {_title(layer)} at {name!r}")
-    for group in sparse_weights(model, packed=True).values():
+    for group in sparse_weights(model).values():
         store(group, "owned", None)
         for layer in group:
             layer._zero_outside(layer.mask)
@@ -146,6 +146,7 @@ def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Chan
                     f"{_title(module)} {at}{tied}, {reason}; leave it out: prune(..., exclude=[{name!r}])"
                 )
         layers = [module for _, module, _ in holders[weight]]
+        check_resizable(layers[0])
         shape = layers[0].dense_shape if isinstance(layers[0], SparseLayer) else weight.shape
         mask = checked(mask, shape, weight.device, f"masks[{name!r}]")
         first = changes.setdefault(weight, _Change(name, weight, mask, layers))

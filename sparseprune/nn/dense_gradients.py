@@ -49,7 +49,7 @@ def dense_gradients(model: nn.Module, of: str = "weight") -> Iterator[dict[str, 
 def watch_gradients(model: nn.Module, of_mask: bool = False) -> dict[str, Tensor]:
     """Let every backward add to the tensors returned, until ``unwatch_gradients``."""
     sums = {}
-    for name, layers in sparse_weights(model, packed=True).items():
+    for name, layers in sparse_weights(model).items():
         parameter = layers[0].parameter
         sums[name] = torch.zeros(layers[0].dense_shape, dtype=parameter.dtype, device=parameter.device)
         for layer in layers:
@@ -58,24 +58,18 @@ def watch_gradients(model: nn.Module, of_mask: bool = False) -> dict[str, Tensor
 
 
 def unwatch_gradients(model: nn.Module) -> None:
-    for layers in sparse_weights(model, packed=True).values():
+    for layers in sparse_weights(model).values():
         for layer in layers:
             layer.__dict__.pop("dense_gradient", None)
 
 
-def sparse_weights(model: nn.Module, *, packed: bool = False) -> dict[str, list[SparseLayer]]:
-    """The weight's name -> the layers that hold it; more than one where weights are tied.
-
-    Raises:
-        ValueError: a layer is packed, and its user works on dense weights.
-    """
+def sparse_weights(model: nn.Module) -> dict[str, list[SparseLayer]]:
+    """The weight's name -> the layers that hold it; more than one where weights are tied."""
     holders: dict[nn.Parameter, list[SparseLayer]] = {}
     names: dict[nn.Parameter, str] = {}
     for path, module in model.named_modules():
         if isinstance(module, SparseLayer):
             name = f"{path}.weight" if path else "weight"
-            if module.storage == "packed" and not packed:
-                raise ValueError(f"model must have dense weights, got {name!r} packed; set_storage(model, 'owned')")
             holders.setdefault(module.parameter, []).append(module)
             names.setdefault(module.parameter, name)
     return {names[weight]: layers for weight, layers in holders.items()}

@@ -22,7 +22,7 @@ def held_masks(model: nn.Module) -> Masks:
     >>> held_masks(layer).counts()
     {'weight': 1}
     """
-    return Masks({name: layers[0].mask for name, layers in sparse_weights(model, packed=True).items()})
+    return Masks({name: layers[0].mask for name, layers in sparse_weights(model).items()})
 
 
 def dense_state_dict(source: nn.Module | Mapping[str, Any]) -> OrderedDict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..ops.bitmask import BitMask
 from ..ops.packed_values import pack_values, unpack_values
-from .base import STORAGES, SparseLayer, zero_outside
+from .base import STORAGES, SparseLayer, placed_as, replace_values, zero_outside
 from .dense_gradients import sparse_weights
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+
+# The optimizers whose state follows the masks of a layer, whoever changes them: see ``sparseprune.training.attach``.
+attached: WeakKeyDictionary[nn.Module, WeakSet[torch.optim.Optimizer]] = WeakKeyDictionary()
 
 
 def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer | None = None) -> ModelT:
@@ -43,7 +48,7 @@ def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer
     check_storage(storage)
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    groups = list(sparse_weights(model, packed=True).values())
+    groups = list(sparse_weights(model).values())
     for layers in groups:
         check_packable(layers, storage)
     for layers in groups:
@@ -64,6 +69,45 @@ def check_packable(layers: Iterable[nn.Module], storage: str) -> None:
             raise ValueError("storage must not be packed on the meta device, where masks have no values")
         if hasattr(parameter, "placements"):
             raise ValueError("storage must become packed before fully_shard, got a weight that is sharded")
+
+
+def check_resizable(layer: nn.Module) -> None:
+    """ValueError if another mask would change the size of a Parameter that is sharded."""
+    if isinstance(layer, SparseLayer) and layer.storage == "packed" and hasattr(layer.weight_values, "placements"):
+        raise ValueError(
+            "masks of packed weights must not change once they are sharded, as the number of their values would; "
+            "set_storage(model, 'owned') before fully_shard"
+        )
+
+
+@contextmanager
+def dense_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, packed weights are owned ones, for what looks at whole weights; then they are packed again.
+
+    Parameters stay the same objects, what is written to slots that are kept stays, and gradients are as before.
+    """
+    packed = [layers for layers in sparse_weights(model).values() if layers[0].storage == "packed"]
+    try:
+        for layers in packed:
+            store(layers, "owned", None)
+        yield
+    finally:
+        for layers in packed:
+            store(layers, "packed", None)
+
+
+def as_stored(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """A tensor of the weight's shape in the form of the layer's Parameter: its kept values, its shard, or as it is."""
+    if isinstance(layer, SparseLayer):
+        return pack_values(tensor, layer.mask) if layer.storage == "packed" else placed_as(tensor, layer.weight)
+    return tensor
+
+
+@torch.no_grad()
+def write_weight(layer: nn.Module, values: Tensor) -> None:
+    """Give a layer, of any storage, the weight ``values``, of its dense shape; what is read is ``layer.weight``."""
+    parameter = layer.parameter if isinstance(layer, SparseLayer) else layer.weight
+    parameter.copy_(as_stored(layer, values))
 
 
 def store(layers: list[SparseLayer], storage: str, optimizer: torch.optim.Optimizer | None) -> None:
@@ -89,13 +133,14 @@ def set_masks(layers: list[SparseLayer], mask: BitMask, optimizer: torch.optim.O
     """Replace the mask of one weight in all layers that hold it, and let gradient and optimizer state follow."""
     first = layers[0]
     old, parameter = first.mask, first.parameter
+    optimizers = {optimizer, *attached.get(first, ())} - {None}
     if first.storage == "packed":
-        move_values(parameter, lambda t: pack_values(unpack_values(t, old), mask), optimizer)
+        move_values(parameter, lambda t: pack_values(unpack_values(t, old), mask), *optimizers)
     else:
         held = old & mask
         zero_outside(held, parameter if first.storage == "owned" else None, parameter.grad)
-        if optimizer is not None:
-            zero_state(optimizer, parameter, held)
+        for each in optimizers:
+            zero_state(each, parameter, held)
     for layer in layers:
         with torch.no_grad():
             layer.weight_mask.copy_(mask.words)
@@ -103,16 +148,16 @@ def set_masks(layers: list[SparseLayer], mask: BitMask, optimizer: torch.optim.O
 
 @torch.no_grad()
 def move_values(
-    parameter: nn.Parameter, move: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer | None
+    parameter: nn.Parameter, move: Callable[[Tensor], Tensor], *optimizers: torch.optim.Optimizer | None
 ) -> None:
     """Replace the values of a Parameter, its gradient and its state by ``move`` of them: the same object, other shapes."""
     shape, grad = parameter.shape, parameter.grad
-    parameter.grad = None
-    parameter.data = move(parameter.detach())
+    replace_values(parameter, move(parameter.detach()))
     if grad is not None:
         parameter.grad = move(grad)
-    if optimizer is not None:
-        move_state(optimizer, parameter, shape, move)
+    for optimizer in optimizers:
+        if optimizer is not None:
+            move_state(optimizer, parameter, shape, move)
 
 
 def move_state(

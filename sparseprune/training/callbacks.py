@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.dense_gradients import sparse_weights
-from ..pruning import prunable
-from .hold import Hold, attach
+from ..prunable import all_kept
+from .hold import attach
 from .method import Method
 
 MakeMethod = Callable[[nn.Module, torch.optim.Optimizer], Method]
@@ -29,26 +29,27 @@ class MaskedTraining:
     def __init__(self, masks: Mapping[str, Any] | None = None, method: MakeMethod | None = None) -> None:
         self.masks, self.make = masks, method
         self.method: Method | None = None
-        self._hold: Hold | None = None
+        self._attached = ExitStack()
 
     def prepare(self, model: nn.Module) -> None:
         """Make the layers sparse: before a checkpoint is loaded, which has masks of its own."""
         if self.masks is not None:
             sparsify(model, self.masks)
         elif not sparse_weights(model):
-            sparsify(model, Masks.ones(prunable(model)))
+            sparsify(model, all_kept(model))
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None) -> None:
         """Hold from here on, and go on where ``state`` was taken."""
         self.end()
-        self._hold = attach(optimizer, model)
-        if self.make is None:
-            return
-        resumed = held_masks(model)
-        self.method = self.make(model, optimizer)
-        if state is not None:
-            sparsify(model, resumed, optimizer=optimizer)  # some methods start with everything kept
-            self.method.load_state_dict(state)
+        with ExitStack() as until_end:
+            until_end.enter_context(attach(optimizer, model))
+            if self.make is not None:
+                resumed = held_masks(model)
+                self.method = until_end.enter_context(self.make(model, optimizer))
+                if state is not None:
+                    sparsify(model, resumed, optimizer=optimizer)  # some methods start with everything kept
+                    self.method.load_state_dict(state)
+            self._attached = until_end.pop_all()
 
     def step(self) -> None:
         """After every step of the optimizer."""
@@ -57,9 +58,7 @@ class MaskedTraining:
 
     def end(self) -> None:
         """Of training: the masks stay, nothing acts any more."""
-        if self._hold is not None:
-            self._hold.remove()
-        self._hold = None
+        self._attached.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state; empty without one."""

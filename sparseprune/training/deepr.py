@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from ..masks import Masks
+from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
+from ..nn.storage import write_weight
 from ..ops.bitmask import BitMask
 from .drop import Topology
 from .dynamic import DynamicSparseTraining
@@ -70,13 +72,13 @@ class DeepR(DynamicSparseTraining):
     def _walk(self) -> None:
         rates = self._rates()
         for name, layers in sparse_weights(self.model).items():
-            weight, lr = layers[0].weight, rates[name]
+            weight, lr = whole(layers[0].weight), rates[name]
             live = layers[0].mask.to_bool()
             sign = 1 - 2 * self.negative[name].to_bool()[live].to(weight.dtype)
             noise = torch.randn(sign.shape, generator=self.generator).to(sign)
             moved = torch.zeros(weight.shape, dtype=weight.dtype, device=live.device)
             moved[live] = math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign
-            weight.add_(moved)
+            write_weight(layers[0], weight + moved)
 
     def _crossed_zero(self, topology: Topology, fraction: float) -> Masks:
         kept = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +27,7 @@ class Topology:
         lr: name -> the learning rate of the weight.
     """
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     masks: Masks
     gradients: dict[str, Tensor]
     generator: torch.Generator

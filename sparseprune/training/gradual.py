@@ -12,7 +12,7 @@ from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..ops.products import Product
 from ..patterns import Global, Pattern
-from ..pruning import Exclude, prunable
+from ..prunable import Exclude, all_kept
 from ..schedules import cubic
 from .method import Method, check_count
 
@@ -32,7 +32,7 @@ class GradualPruning(Method):
         begin, end, every: in optimizer steps; the event at ``end`` takes place even if ``every`` does not lead there.
         schedule: ``(density, progress) -> density``; see ``sparseprune.schedules``.
         pattern: ``Global()`` or ``LayerWise(allocation)``.
-        exclude: what is never pruned; see :func:`prunable`.
+        exclude: what is never pruned; see ``prunable``.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -53,9 +53,8 @@ class GradualPruning(Method):
         pattern: Pattern = Global(),
         exclude: Exclude | tuple[Exclude, ...] = (),
     ) -> None:
-        weights = prunable(model, exclude)
-        held = held_masks(model)
-        start = Masks({**Masks.ones(weights), **{name: held[name] for name in held if name in weights}})
+        every_one, held = all_kept(model, exclude), held_masks(model)
+        start = Masks({name: held.get(name, mask) for name, mask in every_one.items()})
         if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= start.density:
             raise ValueError(f"density must be in (0, {start.density:.4g}], the present one, got {density!r}")
         self.begin, self.every = check_count("begin", begin), check_count("every", every)

@@ -9,10 +9,10 @@ import scipy.linalg
 import torch
 from torch import Tensor, nn
 
-from ..masks import Masks
-from ..nn import held_masks, sparsify
+from ..nn import SparseLayer, held_masks, sparsify
+from ..nn.storage import as_stored, write_weight
 from ..ops.bitmask import BitMask
-from ..pruning import Exclude, prunable
+from ..prunable import Exclude, all_kept
 from .dynamic import averaged_over_ranks
 from .method import Method, check_count
 
@@ -81,18 +81,19 @@ class GramSchmidtTraining(Method):
         self.every, self.tolerance = check_count("every", every), tolerance
         self.prune_after = prune_after if prune_after is None else check_count("prune_after", prune_after)
         self.batch = batch
-        weights = prunable(model, exclude)
-        self.names = [name for name, weight in weights.items() if weight.dim() == 2]
         held = held_masks(model)
-        masks = {name: held.get(name, mask) for name, mask in Masks.ones(weights).items() if name in self.names}
+        masks = {n: held.get(n, mask) for n, mask in all_kept(model, exclude).items() if len(mask.shape) == 2}
         sparsify(model, masks, optimizer=optimizer)
         super().__init__(model, optimizer)
+        self.names = list(masks)
         self.frozen: dict[str, Tensor] = {}  # name -> bool [inputs]
-        self.missed = {name: torch.zeros(weights[name].shape[1], dtype=torch.int64) for name in self.names}
+        self.missed = {name: torch.zeros(mask.shape[1], dtype=torch.int64) for name, mask in masks.items()}
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
-        optimizer.register_step_pre_hook(self._remember)
-        optimizer.register_step_post_hook(self._restore)
         self._choose()
+        self._handles = [
+            optimizer.register_step_pre_hook(self._remember),
+            optimizer.register_step_post_hook(self._restore),
+        ]
 
     def _advance(self) -> bool:
         return self.steps % self.every == 0 and self._choose()
@@ -112,20 +113,25 @@ class GramSchmidtTraining(Method):
             live = masks[name].to_bool()
             doomed = (self.missed[name] >= self.prune_after).to(live.device) & live.any(0)
             if doomed.any() and len(chosen):
-                weight, z = self.model.get_parameter(name), inputs[name]
+                layer, z = self._layer(name), inputs[name]
                 shares = torch.linalg.lstsq(z[:, chosen].cpu(), z[:, doomed].cpu()).solution.to(z.device)
+                weight = layer.weight.clone()
                 added = weight[:, doomed].double() @ shares.T
                 weight[:, chosen] += torch.where(live[:, chosen], added, 0).to(weight.dtype)
+                write_weight(layer, weight)
                 kept[name] = masks[name] & BitMask.from_bool(~doomed[None].expand_as(live).contiguous())
         self._hold(kept)
         return bool(kept)
 
     def _inputs(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
-        layers = {name: self.model.get_submodule(name.removesuffix("weight").removesuffix(".")) for name in self.names}
+
+        def note(name: str, args: tuple[Tensor, ...]) -> None:
+            found[name] = args[0].flatten(0, -2)
+
         hooks = [
-            layer.register_forward_pre_hook(lambda _, args, name=name: found.update({name: args[0].flatten(0, -2)}))
-            for name, layer in layers.items()
+            self._layer(name).register_forward_pre_hook(lambda _, args, name=name: note(name, args))
+            for name in self.names
         ]
         was_training = self.model.training
         try:
@@ -138,22 +144,29 @@ class GramSchmidtTraining(Method):
         # Under DDP batch norm's averages differ between two steps, and with them the activations.
         return {name: averaged_over_ranks(tensor.double()) for name, tensor in found.items()}
 
+    def _layer(self, name: str) -> SparseLayer:
+        return self.model.get_submodule(name.removesuffix("weight").removesuffix("."))
+
+    def _frozen_slots(self, name: str) -> Tensor:
+        """bool, where the Parameter keeps its bits."""
+        layer = self._layer(name)
+        return as_stored(layer, self.frozen[name].to(layer.parameter.device).expand(layer.dense_shape))
+
     def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._before = []
         for name in self.names:
-            weight = self.model.get_parameter(name)
+            weight, frozen = self._layer(name).parameter, self._frozen_slots(name)
             for tensor in (weight.detach(), *_states(optimizer, weight)):
-                self._before.append((tensor, self.frozen[name].to(tensor.device), tensor.clone()))
+                self._before.append((tensor, frozen, tensor.clone()))
 
     def _restore(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for tensor, frozen, before in self._before:
             tensor.copy_(torch.where(frozen, before, tensor))
         remembered = {id(tensor) for tensor, _, _ in self._before}
         for name in self.names:  # what this step made starts from zero
-            weight = self.model.get_parameter(name)
-            for tensor in _states(optimizer, weight):
+            for tensor in _states(optimizer, self._layer(name).parameter):
                 if id(tensor) not in remembered:
-                    tensor.masked_fill_(self.frozen[name].to(tensor.device), 0)
+                    tensor.masked_fill_(self._frozen_slots(name), 0)
         self._before = []
 
     def state_dict(self) -> dict[str, Any]:

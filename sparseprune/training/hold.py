@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from ..nn import SparseLayer
 from ..nn.base import whole, zero_outside
 from ..nn.dense_gradients import sparse_weights
-from ..nn.storage import zero_state
+from ..nn.storage import attached, zero_state
 from ..ops.bitmask import BitMask
 
 
@@ -23,8 +25,8 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     of a weight, as Muon's), and masks may be changed in any way, by ``set_mask`` too: before the next step the state
     of every weight that was pruned or brought back is set to zero. That costs a pass over weights and state after
     each step. Gradient clipping, accumulation and AMP need nothing more, since pruned gradients are zero. LBFGS loses
-    its history when masks change. Values under an overlay stay. Packed weights have no pruned slots to hold: change
-    their masks by ``sparsify`` with the optimizer.
+    its history when masks change. Values under an overlay stay. Packed weights have no pruned slots; while attached, the
+    optimizer's state takes the size of their new masks by itself.
 
     A loaded optimizer state is taken to belong to the masks that the model has at the next step, so a checkpoint's
     two halves can be loaded in either order.
@@ -34,7 +36,7 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
         model: may be wrapped (DDP) or sharded (FSDP2), and be made sparse later.
 
     Returns:
-        A handle, whose ``remove()`` ends it.
+        A handle, whose ``remove()`` ends it; as a context manager it ends with the block.
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
@@ -48,28 +50,39 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     return Hold(optimizer, model)
 
 
-class Hold:
+class Hold(AbstractContextManager):
     """What :func:`attach` returns."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         self._model = weakref.ref(model)
         # The words' tensor and its version say, without waiting for a GPU, that a mask is as it was.
         self._seen: dict[SparseLayer, tuple[Tensor, int]] = {}
+        self._optimizer = weakref.ref(optimizer)
         self._loaded = True  # what the optimizer holds by now needs to fit the masks
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
             optimizer.register_load_state_dict_post_hook(self._after_loading),
         ]
+        self._layers()
 
     def remove(self) -> None:
         """End it; masks and weights stay as they are."""
         for handle in self._handles:
             handle.remove()
+        if (optimizer := self._optimizer()) is not None:
+            for optimizers in attached.values():
+                optimizers.discard(optimizer)
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
 
     def _layers(self) -> list[SparseLayer]:
+        """One layer of each weight with pruned slots; from here on ``set_mask`` of any layer knows the optimizer."""
         model = self._model()
-        weights = {} if model is None else sparse_weights(model, packed=True)
+        weights = {} if model is None else sparse_weights(model)
+        for layer in chain.from_iterable(weights.values()):
+            attached.setdefault(layer, weakref.WeakSet()).add(self._optimizer())
         return [layers[0] for layers in weights.values() if layers[0].storage != "packed"]
 
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -52,6 +52,9 @@ class LightningMasks(Callback):
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
         self.training.end()
 
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        self.training.end()
+
     def state_dict(self) -> dict[str, Any]:
         return self.training.state_dict()
 

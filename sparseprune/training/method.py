@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.base import whole
-from ..nn.dense_gradients import sparse_weights
+from ..nn.dense_gradients import sparse_weights, unwatch_gradients
+from ..nn.storage import check_resizable
 
 
-class Method:
-    """Base of the methods. Call :meth:`step` once after every ``optimizer.step()``.
+class Values(Mapping[str, Tensor]):
+    """A model's sparse weights by name, of their dense shapes; where packed or sharded, a copy that is made when asked for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = sparse_weights(model)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return whole(self._layers[name][0].weight.detach())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+class Method(AbstractContextManager):
+    """Base of the methods. Call :meth:`step` once after every ``optimizer.step()``, and :meth:`remove` at the end, or
+    use it as a context manager, which does.
 
     To resume exactly, load three state dicts, in any order: the model's, the optimizer's and this one's.
 
     Args:
-        model: with sparse layers.
+        model: with sparse layers, of any storage.
         optimizer: of its weights, whose state follows the masks; None for an optimizer without state.
 
     Attributes:
@@ -28,21 +48,42 @@ class Method:
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: the model has no sparse layer.
+        ValueError: the model has no sparse layer, or its weights are packed and sharded.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
         if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if not sparse_weights(model):
+        weights = sparse_weights(model)
+        if not weights:
             raise ValueError(f"model must hold masks (sparsify(model, masks)), got {type(model).__name__} without any")
+        for layers in weights.values():
+            check_resizable(layers[0])
         self.model, self.optimizer = model, optimizer
         self.steps = 0
+        self._handles: list[RemovableHandle] = []
+        self._removed = False
 
     def step(self) -> bool:
-        """Count one optimizer step and do what is due after it; True if masks were changed."""
+        """Count one optimizer step and do what is due after it; True if masks were changed.
+
+        Raises:
+            RuntimeError: after :meth:`remove`.
+        """
+        if self._removed:
+            raise RuntimeError(f"{type(self).__name__} must not step after remove()")
         self.steps += 1
         return self._advance()
+
+    def remove(self) -> None:
+        """End it: no hook of its own stays, and no dense gradient is computed; masks, weights and its state do stay."""
+        for handle in self._handles:
+            handle.remove()
+        unwatch_gradients(self.model)
+        self._removed = True
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
 
     def _advance(self) -> bool:
         raise TypeError(f"{type(self).__name__} must define _advance")
@@ -57,9 +98,8 @@ class Method:
         changed = {name: mask for name, mask in masks.items() if mask != held[name]}
         sparsify(self.model, changed, optimizer=self.optimizer)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """The values of the weights, whole where they are sharded."""
-        return {name: whole(layers[0].weight.detach()) for name, layers in sparse_weights(self.model).items()}
+    def _weights(self) -> Values:
+        return Values(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import SparseLinear
-from ..nn.convert import zero_state
+from ..nn.storage import set_masks, write_weight
 from ..ops.bitmask import BitMask
 from .method import check_count
 
@@ -125,14 +125,14 @@ def grow_neurons(
         incoming[unit, n], outgoing[m, unit] = True, True
         births.append(Birth(unit, n, m, gradients[m, n].item()))
     for sparse, live in ((layer, incoming), (following, outgoing)):
-        held = sparse.mask
-        sparse.set_mask(BitMask.from_bool(live))
-        if optimizer is not None:
-            zero_state(optimizer, sparse.weight, held)
+        set_masks([sparse], BitMask.from_bool(live), optimizer)
+    w_in, w_out = layer.weight.clone(), following.weight.clone()
     for birth in births:
         size = (rate * abs(birth.gradient)) ** 0.5
-        layer.weight[birth.unit, birth.input] = size
-        following.weight[birth.output, birth.unit] = -size if birth.gradient > 0 else size
+        w_in[birth.unit, birth.input] = size
+        w_out[birth.output, birth.unit] = -size if birth.gradient > 0 else size
         if layer.bias is not None:
             layer.bias[birth.unit] = 0
+    write_weight(layer, w_in)
+    write_weight(following, w_out)
     return births

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..pruning import Exclude, prunable
+from ..prunable import Exclude, prunable_parameters
 
 
 class Penalty:
@@ -33,12 +33,12 @@ class Penalty:
         raise TypeError(f"{type(self).__name__} must define gradient")
 
     def __call__(self, model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = ()) -> Tensor:
-        return torch.stack([self.value(weight) for weight in prunable(model, exclude).values()]).sum()
+        return torch.stack([self.value(weight) for weight in prunable_parameters(model, exclude)]).sum()
 
     @torch.no_grad()
     def add_gradients_(self, model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = ()) -> None:
         """Add the gradients to ``weight.grad``, of weights that have one."""
-        for weight in prunable(model, exclude).values():
+        for weight in prunable_parameters(model, exclude):
             if weight.grad is not None:
                 weight.grad += self.gradient(weight)
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..nn.base import zero_outside
+from ..nn import SparseLayer
 from ..nn.dense_gradients import sparse_weights
-from ..nn.storage import zero_state
+from ..nn.storage import move_state, zero_state
+from ..ops.bitmask import BitMask
+from ..ops.packed_values import pack_values, unpack_values
 from .random_state import random_state, set_random_state
 
 
 class Snapshot:
     """Weights, buffers, optimizer, scheduler and, where asked for, the random state, copied at this moment.
 
-    :meth:`rewind` brings them back bit for bit under the masks that the model has by then.
+    :meth:`rewind` brings them back bit for bit under the masks that the model has by then. Of packed weights it holds
+    the values that were kept, and where they belong.
 
     Args:
-        model: any module; its masks are not part of the snapshot.
+        model: any module; its masks are not brought back, and its storages must be those of now.
         optimizer, scheduler: of the run, or None.
         random: also copy the state of python's, numpy's and torch's global generators.
 
@@ -44,6 +48,7 @@ class Snapshot:
         self._model, self._optimizer, self._scheduler = model, optimizer, scheduler
         self._state: dict[str, Any] = {
             "model": {name: tensor.detach().clone() for name, tensor in _tensors(model).items()},
+            "packed": {name: layer.weight_mask.clone() for name, layer in _packed(model).items()},
             "optimizer": None if optimizer is None else deepcopy(optimizer.state_dict()),
             "scheduler": None if scheduler is None else deepcopy(scheduler.state_dict()),
             "random": random_state() if random else None,
@@ -59,20 +64,33 @@ class Snapshot:
             RuntimeError: a tensor does not hold its value after it was written (its memory is shared with another).
         """
         tensors = self._check()
+        saved, packed = dict(self._state["model"]), _packed(self._model)
+        for name, layer in packed.items():
+            saved[f"{name}_values"] = self._repack(name, layer, saved[f"{name}_values"])
         with torch.no_grad():
             for name, tensor in tensors.items():
-                tensor.copy_(self._state["model"][name])
+                tensor.copy_(saved[name])
                 tensor.grad = None
-        for layers in sparse_weights(self._model).values():
-            layers[0]._zero_outside(layers[0].mask)
+        _verify(tensors, saved)
         if self._optimizer is not None:
             self._optimizer.load_state_dict(deepcopy(self._state["optimizer"]))
-            for layers in sparse_weights(self._model).values():
-                zero_state(self._optimizer, layers[0].weight, layers[0].mask)
+        for name, layers in sparse_weights(self._model).items():
+            layer, optimizer = layers[0], self._optimizer
+            layer._zero_outside(layer.mask)
+            if optimizer is not None and name in packed:
+                shape = self._state["model"][f"{name}_values"].shape
+                move_state(optimizer, layer.parameter, shape, partial(self._repack, name, layer))
+            elif optimizer is not None:
+                zero_state(optimizer, layer.weight, layer.mask)
         self._rewind_scheduler()
         if self._state["random"] is not None:
             set_random_state(self._state["random"])
-        self._verify(tensors)
+
+    def _repack(self, name: str, layer: SparseLayer, values: Tensor) -> Tensor:
+        """Values of the slots that a packed weight kept then, as those of the slots that it keeps by now."""
+        mask = layer.mask
+        before = BitMask(self._state["packed"][name].to(mask.device), mask.shape)
+        return pack_values(unpack_values(values.to(mask.device), before), mask)
 
     def rewind_learning_rate(self) -> None:
         """The optimizer's hyperparameters and the scheduler as they were; weights and momentum go on.
@@ -104,23 +122,21 @@ class Snapshot:
                 f"model must have the parameters and buffers of the snapshot, only one side has "
                 f"{sorted(set(tensors) ^ set(saved))}"
             )
-        for name, tensor in tensors.items():
-            if tensor.shape != saved[name].shape:
-                raise ValueError(
-                    f"{name} must have shape {tuple(saved[name].shape)} as in the snapshot, got {tuple(tensor.shape)}"
-                )
+        shapes = {name: (tensor.shape, saved[name].shape) for name, tensor in tensors.items()}
+        for name, layer in _packed(self._model).items():  # whose values are as many as the masks say
+            shapes[f"{name}_values"] = (layer.weight_mask.shape, self._state["packed"][name].shape)
+        for name, (shape, before) in shapes.items():
+            if shape != before:
+                raise ValueError(f"{name} must have shape {tuple(before)} as in the snapshot, got {tuple(shape)}")
         return tensors
 
-    def _verify(self, tensors: dict[str, Tensor]) -> None:
-        weights = sparse_weights(self._model)
-        masks = {name: layers[0].mask for name, layers in weights.items() if layers[0].storage == "owned"}
-        for name, tensor in tensors.items():
-            expected = self._state["model"][name].to(tensor.device, copy=True)
-            if name in masks:
-                zero_outside(masks[name], expected)
-            same = (expected == tensor) | (expected != expected) & (tensor != tensor)
-            if not bool(same.all()):
-                raise RuntimeError(f"{name} must hold its value of the snapshot after rewinding, got another one")
+
+def _verify(tensors: dict[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        expected = saved[name].to(tensor.device)
+        same = (expected == tensor) | (expected != expected) & (tensor != tensor)
+        if not bool(same.all()):
+            raise RuntimeError(f"{name} must hold its value of the snapshot after rewinding, got another one")
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -128,3 +144,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     masks = {id(layer.weight_mask) for layers in sparse_weights(model).values() for layer in layers}
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     return {name: tensor for name, tensor in named.items() if id(tensor) not in masks}
+
+
+def _packed(model: nn.Module) -> dict[str, SparseLayer]:
+    return {name: layers[0] for name, layers in sparse_weights(model).items() if layers[0].storage == "packed"}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import Masks
+from ..nn.storage import write_weight
 from ..ops.bitmask import BitMask
 
 RULES = ("mean", "std", "around mean")
@@ -95,16 +96,19 @@ def remove_weak_units(
             f"following must take the {layer.out_features} units and have a bias, got {following.in_features} inputs"
             f"{'' if following.bias is None else ' and a bias'}"
         )
-    sums = incoming_sums(layer.weight)
+    weight, reading = layer.weight.clone(), following.weight.clone()
+    sums = incoming_sums(weight)
     removed = sums < factor * sums.mean()
     constant = torch.zeros_like(sums) if layer.bias is None else layer.bias
-    following.bias += following.weight @ torch.where(removed, activation(constant), 0)
-    layer.weight[removed] = 0
-    following.weight[:, removed] = 0
+    following.bias += reading @ torch.where(removed, activation(constant), 0)
+    weight[removed] = 0
+    reading[:, removed] = 0
+    write_weight(layer, weight)
+    write_weight(following, reading)
     if layer.bias is not None:
         layer.bias[removed] = 0
     masks = {
-        "layer": (~removed)[:, None].expand_as(layer.weight),
-        "following": (~removed)[None].expand_as(following.weight),
+        "layer": (~removed)[:, None].expand_as(weight),
+        "following": (~removed)[None].expand_as(reading),
     }
     return Masks(masks), removed

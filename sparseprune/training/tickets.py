@@ -12,7 +12,7 @@ from ..masks import Masks
 from ..nn import sparsify
 from ..ops.products import Product
 from ..ops.topk_mask import topk_mask
-from ..pruning import Exclude, prunable
+from ..prunable import Exclude, all_kept
 from .method import Method, check_count, check_share
 from .rewind import Snapshot
 
@@ -43,7 +43,7 @@ class LotteryTickets(Method):
             Renda et al.) or "nothing" (fine-tuning with the last learning rate).
         rewind_to: the step of the first round to go back to; 0 is initialisation.
         random: rewind the global random generators, too.
-        exclude: what is never pruned; see :func:`prunable`.
+        exclude: what is never pruned; see ``prunable``.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -80,15 +80,15 @@ class LotteryTickets(Method):
             raise ValueError(f"rewind_to must be below the {steps_per_round} steps of a round, got {rewind_to}")
         self.rate, self.rates = check_share("rate", rate), dict(rates or {})
         self.scope, self.rewind, self.rewind_to, self.random = scope, rewind, rewind_to, random
-        weights = prunable(model, exclude)
-        if self.rates and (scope != "layer" or set(self.rates) - set(weights)):
+        masks = all_kept(model, exclude)
+        if self.rates and (scope != "layer" or set(self.rates) - set(masks)):
             raise ValueError(
-                f"rates must name prunable weights ({', '.join(weights)}) and go with scope 'layer', "
+                f"rates must name prunable weights ({', '.join(masks)}) and go with scope 'layer', "
                 f"got {', '.join(self.rates)} with scope {scope!r}"
             )
         for name, value in self.rates.items():
             check_share(f"rates[{name!r}]", value)
-        sparsify(model, Masks.ones(weights), optimizer=optimizer)
+        sparsify(model, masks, optimizer=optimizer)
         super().__init__(model, optimizer)
         self.scheduler = scheduler
         self.round, self.position = 0, 0

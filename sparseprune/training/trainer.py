@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,7 +132,12 @@ def train(
     if device is not None:
         model.to(device)
     run = _Run(model, dataset, settings, config, method, penalty, checkpoint, checkpoint_seconds, progress)
-    with seeded(seed), _deterministic_cudnn(), deferred_interrupt(checkpoint is not None) as interrupted:
+    with (
+        run.method or nullcontext(),
+        seeded(seed),
+        _deterministic_cudnn(),
+        deferred_interrupt(checkpoint is not None) as interrupted,
+    ):
         if saved is not None:
             run.position = restore(saved, model, run.optimizer, run.method)
         while run.position.epoch < epochs:

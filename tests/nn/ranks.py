@@ -39,6 +39,41 @@ def train(rank, wrapper, storage, state, masks, others, batches):
     return {name: value.tolist() for name, value in values.items()}
 
 
+def change_packed(rank, masks):
+    """The messages with which sharded packed weights refuse other masks."""
+    model = sp.sparsify(net(), masks, storage="packed")
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    actions = [
+        lambda: model[4].set_mask(masks["4.weight"]),
+        lambda: sp.sparsify(model, masks),
+        lambda: sp.training.RigL(model, optimizer, until=9),
+    ]
+    messages = []
+    for action in actions:
+        try:
+            messages.append(action())
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
+def move_packed(rank, masks, batches):
+    """RigL under DDP on packed weights, whose number stays: the masks of all ranks and the weights of this one."""
+    model = sp.sparsify(net(), masks, storage="packed")
+    for p in model.parameters():
+        torch.nn.init.ones_(p)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    method = sp.training.RigL(model, optimizer, every=2, until=9)
+    wrapped = DistributedDataParallel(model)
+    for batch in batches:
+        optimizer.zero_grad()
+        wrapped(batch[rank]).square().mean().backward()
+        optimizer.step()
+        method.step()
+    return method.masks.digest(), [p.detach().tolist() for p in model.parameters()]
+
+
 def pack_sharded(rank, masks):
     """The message with which a sharded weight refuses to be packed."""
     model = sp.sparsify(net(), masks)

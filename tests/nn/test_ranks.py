@@ -47,3 +47,17 @@ def test_two_ranks_train_as_one(world, wrapper, storage):
 def test_a_sharded_weight_refuses_to_be_packed(world):
     for message, storage in world.run(ranks.pack_sharded, random_masks(ranks.net())):
         assert message.startswith("storage must become packed before fully_shard") and storage == "owned"
+
+
+def test_sharded_packed_weights_refuse_other_masks(world):
+    for messages in world.run(ranks.change_packed, random_masks(ranks.net())):
+        assert len(messages) == 3
+        assert all(m.startswith("masks of packed weights must not change once they are sharded") for m in messages)
+
+
+def test_packed_weights_move_under_ddp(world):
+    masks = random_masks(ranks.net())
+    batches = [torch.randn(2, 3, 2, 4, 4, dtype=torch.float64) for _ in range(6)]
+    first, second = world.run(ranks.move_packed, masks, batches)
+    assert first == second and not isinstance(first, Exception), first
+    assert first[0] != sp.Masks(masks).digest()

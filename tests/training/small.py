@@ -1,4 +1,4 @@
-"""A small data set, a network with what a resumed run could get wrong, and an optimizer that mixes entries."""
+"""A small data set, a network with what a resumed run could get wrong, an optimizer that mixes entries, and hooks."""
 
 from __future__ import annotations
 
@@ -47,3 +47,12 @@ class Mixing(optim.Optimizer):
                 momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 momentum.mul_(0.9).add_(p.grad.mean() + self.param_groups[0]["lr"])
                 p.add_(momentum)
+
+
+def hooks_on(model, optimizer):
+    """Hooks of ours, of any kind that torch has, and requests for dense gradients."""
+    holders = [optimizer, *model.modules()]
+    kinds = [hooks for holder in holders for name, hooks in vars(holder).items() if "hooks" in name]
+    kinds += [parameter._backward_hooks or {} for parameter in model.parameters()]
+    ours = [hook for hooks in kinds for hook in hooks.values() if hook.__module__.startswith("sparseprune")]
+    return ours + [module for module in model.modules() if "dense_gradient" in vars(module)]

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
-from training.small import Mixing
+from training.small import Mixing, hooks_on
 
 import sparseprune as sp
 from sparseprune.training import DSR, GradualPruning, LotteryTickets, RigL
@@ -74,6 +74,7 @@ def fit(name, folder, seed=0, resume=None, **options):
     )  # fmt: skip
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(X)
     trainer.train(resume_from_checkpoint=resume)
+    assert not hooks_on(model, optimizer)
     return model, callback, seen.digests
 
 

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 from torch import nn
-from training.small import Mixing
+from training.small import Mixing, hooks_on
 
 import sparseprune as sp
 from sparseprune.training import DSR, GradualPruning, LotteryTickets, RigL
@@ -67,6 +67,7 @@ def fit(name, folder, epochs, seed=0, resume=None, **options):
         callbacks=[callback, saving], default_root_dir=folder, **options,
     )  # fmt: skip
     trainer.fit(module, ckpt_path=resume)
+    assert not hooks_on(module, trainer.optimizers[0])
     return module, callback
 
 
@@ -111,6 +112,24 @@ def test_accumulated_batches_are_one_step(tmp_path):
 def test_masks_hold_without_a_method(tmp_path):
     module, _ = fit("hold", tmp_path, epochs=1)
     assert set(module.seen) == {masks_for("hold").digest()}
+
+
+def test_a_run_that_fails_leaves_no_hooks(tmp_path):
+    from sparseprune.training.lightning import LightningMasks
+
+    class Failing(Module):
+        def on_train_batch_end(self, *args):
+            assert hooks_on(self, self.trainer.optimizers[0])
+            raise RuntimeError("failed")
+
+    module = Failing()
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, callbacks=[LightningMasks(masks_for("RigL"), METHODS["RigL"])], default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="failed"):
+        trainer.fit(module)
+    assert not hooks_on(module, trainer.optimizers[0])
 
 
 def test_one_optimizer_only(tmp_path):

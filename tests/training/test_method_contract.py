@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn, optim
 from torch.multiprocessing import spawn
+from training.small import hooks_on
 
 import sparseprune as sp
 from sparseprune.training import (
@@ -198,3 +199,40 @@ def check_fsdp(rank):
 def test_ranks_agree(tmp_path):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     spawn(on_a_rank, (2, str(tmp_path)), nprocs=2)
+
+
+@pytest.mark.parametrize("end", [1, 2, STOP])
+def test_nothing_stays_on_model_and_optimizer(make, end):
+    model, optimizer, method = start(make)
+    with method as entered:
+        assert entered is method
+        train(model, optimizer, method, end=end)
+        masks, state = method.masks.digest(), method.state_dict()
+    assert not hooks_on(model, optimizer)
+    assert method.masks.digest() == masks and method.state_dict().keys() == state.keys()
+    with pytest.raises(RuntimeError, match=f"{type(method).__name__} must not step after remove"):
+        method.step()
+    method.remove()  # again
+    assert not hooks_on(model, optimizer)
+
+
+def test_methods_that_need_hooks_have_them():
+    """What the test above would not see is that nothing is looked for in the right place."""
+    for name in ("Gram-Schmidt", "RigL, zeroed", "SparseMomentum", "NeST"):
+        model, optimizer, method = start(METHODS[name])
+        train(model, optimizer, method, end=1)
+        assert hooks_on(model, optimizer), name
+    hold = attach(optimizer, model)
+    before = len(hooks_on(model, optimizer))
+    with hold:
+        pass
+    assert len(hooks_on(model, optimizer)) == before - 3
+
+
+def test_a_method_that_cannot_be_made_leaves_nothing():
+    torch.manual_seed(0)
+    model = net()
+    optimizer = optim.SGD(model.parameters(), **SGD)
+    with pytest.raises(RuntimeError):
+        GramSchmidtTraining(model, optimizer, torch.randn(30, 5, 4, 4), every=2)
+    assert not hooks_on(model, optimizer)

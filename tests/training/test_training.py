@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -114,6 +115,27 @@ def test_masks_that_change_are_resumed_too(tmp_path, make):
     assert sp.held_masks(model).digest() == masks.digest()
     with pytest.raises(ValueError, match="method must be 'given' as in the checkpoint"):
         train(small.network(), small.dataset(), **SETTINGS, checkpoint=path, resume=True)
+
+
+@pytest.mark.parametrize("progress", [None, stop_at(2, 1)], ids=["to its end", "until it fails"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, optimizer: tr.RigL(model, optimizer, every=1, until=100),
+        lambda model, optimizer: tr.GramSchmidtTraining(model, optimizer, torch.randn(20, 1, 4, 4), every=50),
+    ],
+)
+def test_the_method_leaves_nothing_behind(make, progress):
+    model, made = small.network(), []
+
+    def method(model, optimizer):
+        made.append(make(model, optimizer))
+        assert small.hooks_on(model, optimizer)
+        return made[0]
+
+    with nullcontext() if progress is None else pytest.raises(Stop):
+        train(model, small.dataset(), **SETTINGS, method=method, progress=progress)
+    assert made[0].steps and not small.hooks_on(model, made[0].optimizer)
 
 
 def test_a_finished_run_resumes_to_its_result(tmp_path, uninterrupted):

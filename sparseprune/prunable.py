@@ -1,4 +1,4 @@
-"""Which weights of a model may be pruned."""
+"""Which weights of a model are prunable: those of linear and convolution layers, whatever their storage."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from .masks import BitMask, Masks
+from .nn import SparseLayer
 
 Exclude = str | type | Callable[[str, nn.Module], bool]
 
@@ -15,6 +18,8 @@ PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
     """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
+
+    Packed layers have no such Parameter: see :func:`prunable_layers`.
 
     Biases and norms are never among them. A weight shared by several layers stands under its first name. Subclasses
     count too, so a mask may be for a layer that ``sparsify`` has no twin of (attention's output projection); such a
@@ -27,11 +32,23 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
             over the layers, or several of these.
 
     Raises:
-        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared).
+        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared), or a layer is packed.
+    """
+    layers = prunable_layers(model, exclude)
+    if packed := [name for name, layer in layers.items() if "weight_values" in layer._parameters]:
+        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
+    return {name: layer.weight for name, layer in layers.items()}
+
+
+def prunable_layers(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Module]:
+    """The layers of :func:`prunable` weights, of any storage, by the weight's name; of tied ones the first.
+
+    Raises:
+        ValueError: an excluded name matches nothing.
     """
     rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
     layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
-    spared = {id(m.weight) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
+    spared = {id(_stored(m)) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
     known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
     for rule in rules:
         if isinstance(rule, str) and not any(fnmatchcase(name, rule) for name in known):
@@ -39,15 +56,30 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
                 f"exclude must name modules or parameters of the model, got {rule!r}; layers: "
                 f"{', '.join(n for n, _ in layers)}"
             )
-    if packed := [n for n, m in layers if "weight_values" in m._parameters]:
-        raise ValueError(f"model must have dense weights, got {packed[0]!r} packed; set_storage(model, 'owned') first")
-    found: dict[str, nn.Parameter] = {}
+    found: dict[str, nn.Module] = {}
     seen = set(spared)
     for name, module in layers:
-        if id(module.weight) not in seen:
-            seen.add(id(module.weight))
-            found[f"{name}.weight" if name else "weight"] = module.weight
+        if id(_stored(module)) not in seen:
+            seen.add(id(_stored(module)))
+            found[f"{name}.weight" if name else "weight"] = module
     return found
+
+
+def prunable_parameters(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> list[nn.Parameter]:
+    """The Parameters of :func:`prunable` weights; those of packed layers have the kept values alone."""
+    return [_stored(layer) for layer in prunable_layers(model, exclude).values()]
+
+
+def all_kept(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> Masks:
+    """Masks of all :func:`prunable` weights, packed ones too, that keep everything."""
+    layers = prunable_layers(model, exclude)
+    shapes = {n: m.dense_shape if isinstance(m, SparseLayer) else m.weight.shape for n, m in layers.items()}
+    return Masks({name: BitMask.ones(shapes[name], _stored(layer).device) for name, layer in layers.items()})
+
+
+def _stored(layer: nn.Module) -> Tensor:
+    """The weight's Parameter, also of a packed layer."""
+    return layer.parameter if isinstance(layer, SparseLayer) else layer.weight
 
 
 def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
@@ -62,10 +94,14 @@ def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
     raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
 
 
-def check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
-    """Those weights; raises TypeError or ValueError where there is none, or one that cannot be pruned."""
+def check_module(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
+def check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
+    """Its :func:`prunable` weights; TypeError or ValueError where there is none, or one that cannot be pruned."""
+    check_module(model)
     params = prunable(model, exclude)
     if not params:
         raise ValueError(
