@@ -12,11 +12,15 @@ transposed, output channels innermost: masked words do not follow a transpositio
 once (as large as the weight) and read as a plain matrix. The weight gradient masks the finished sum. It splits its long
 sum over positions into slices whose partial results are added in a fixed order, because a weight alone has too few
 tiles for a GPU and one long float32 sum would lose accuracy.
+
+Products of float32 follow torch's setting for its own convolutions, ``torch.backends.cudnn.allow_tf32``: one TF32
+product ("tf32") where it is True, which is torch's default, exact float32 ("ieee") where it is False. Halves are summed
+in float32.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,10 +28,11 @@ import triton.language as tl
 from torch import Tensor
 
 from .mask_bits import expand_words
-from .tiles import LAUNCH, Tile, TileTable, pick, tiles
+from .tiles import LAUNCH, Tile, TileTable, accumulator, conv_precision, partial_sums, pick, slices_of, tiles
 
 # Chosen from the compiled kernels' resources on sm_80, sm_90 and sm_100 (at most 16 bytes spilled with Triton
-# 3.9 and 64 with 3.6, far within 163 KB of shared memory), not timed. A tile of gathered addresses is 8 bytes an element in registers: [64, 128] of them spill with Triton 3.6.
+# 3.9 and 64 with 3.6, far within 163 KB of shared memory), not timed. A tile of gathered addresses is 8 bytes in
+# registers for each: [64, 128] of them spill with Triton 3.6.
 # BN: positions; narrow serves small maps and batches.
 FORWARD: TileTable = {
     2: (Tile(64, 32, 64, 4, 3), Tile(64, 128, 32, 8, 3)),
@@ -43,10 +48,8 @@ WEIGHT_GRAD: TileTable = {
 }
 TRANSPOSE = Tile(32, 64, 32, 4, 1)
 
-# A slice of the weight gradient's sum has at least this many positions, and there are at most so many programs:
-# about four for each of 132 multiprocessors. Both depend on shapes alone, so results do not depend on the device.
+# A slice of the weight gradient's sum has at least this many positions.
 _MIN_SLICE = 2048
-_MAX_PROGRAMS = 512
 
 # Positions are split into image, row and column in int32 where they fit (half of the range is left for whole tiles):
 # an int64 division in the loop of the weight gradient is a call, around which sm_80 spills 3 KB a thread.
@@ -82,7 +85,8 @@ def _forward_kernel(
     positions, channels, height, width, outputs, out_height, out_width, group_inputs, group_outputs, words_per_row,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     row_tiles = tl.cdiv(group_outputs, BM)
@@ -122,7 +126,7 @@ def _forward_kernel(
         patch = tl.load(
             x_ptr + base[None, :] + shift[:, None], mask=inside & k_in[:, None] & col_in[None, :], other=0.0
         )
-        acc = tl.dot(weight, patch, acc, input_precision="ieee", out_dtype=ACC)
+        acc = tl.dot(weight, patch, acc, input_precision=PRECISION, out_dtype=ACC)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + row, mask=row_in, other=0.0).to(ACC)[:, None]
     out_pixels = tl.cast(out_height, tl.int64) * out_width
@@ -163,7 +167,8 @@ def _input_grad_kernel(
     positions, channels, height, width, outputs, out_height, out_width, group_inputs, group_outputs,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     row_tiles = tl.cdiv(group_inputs, BM)
@@ -195,7 +200,7 @@ def _input_grad_kernel(
         shift = (k - tap * group_outputs).to(tl.int64) * out_pixels
         offset = base[None, :] + shift[:, None] + out_row.to(tl.int64) * out_width + out_col
         grad = tl.load(grad_ptr + offset, mask=inside & k_in[:, None] & col_in[None, :], other=0.0)
-        acc = tl.dot(weight, grad, acc, input_precision="ieee", out_dtype=ACC)
+        acc = tl.dot(weight, grad, acc, input_precision=PRECISION, out_dtype=ACC)
     pixels = tl.cast(height, tl.int64) * width
     out = image * channels * pixels + pixel
     out = dx_ptr + out[None, :] + row[:, None] * pixels
@@ -209,7 +214,8 @@ def _weight_grad_kernel(
     steps, slices,
     KH: tl.constexpr, KW: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
     PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
-    ACC: tl.constexpr, INDEX: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, INDEX: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
     columns = group_inputs * KH * KW
@@ -247,7 +253,7 @@ def _weight_grad_kernel(
         patch = tl.load(
             x_ptr + base[:, None] + shift[None, :], mask=inside & k_in[:, None] & col_in[None, :], other=0.0
         )
-        acc = tl.dot(grad, patch, acc, input_precision="ieee", out_dtype=ACC)
+        acc = tl.dot(grad, patch, acc, input_precision=PRECISION, out_dtype=ACC)
     words = tl.load(
         words_ptr + row[:, None] * words_per_row + word[None, :],
         mask=row_in[:, None] & (word < words_per_row)[None, :], other=0,
@@ -257,12 +263,11 @@ def _weight_grad_kernel(
     tl.store(out, acc.to(dw_ptr.dtype.element_ty), mask=row_in[:, None] & col_in[None, :])
 
 
-def _accumulator(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def _index(positions: int) -> tl.dtype:
-    return tl.int32 if positions <= _INT32_POSITIONS else tl.int64
+def _constants(dtype: torch.dtype, positions: int, geometry: Geometry, tile: Tile) -> dict[str, Any]:
+    """What a kernel of products is compiled for."""
+    index = tl.int32 if positions <= _INT32_POSITIONS else tl.int64
+    given = {"ACC": accumulator(dtype), "PRECISION": conv_precision(), "INDEX": index}
+    return {**given, **geometry._asdict(), **tile.options()}
 
 
 def masked_conv2d(
@@ -284,7 +289,7 @@ def masked_conv2d(
             _forward_kernel[(groups * tiles(outputs // groups, tile.BM) * tiles(positions, tile.BN),)](
                 x, weight, words, bias, y, positions, channels, height, width, outputs, out_height, out_width,
                 group_inputs, outputs // groups, words.shape[1],
-                ACC=_accumulator(x.dtype), INDEX=_index(positions), **geometry._asdict(), **tile.options(),
+                **_constants(x.dtype, positions, geometry, tile),
             )  # fmt: skip
     return y
 
@@ -314,7 +319,7 @@ def masked_conv2d_input_grad(
             _input_grad_kernel[(groups * tiles(group_inputs, tile.BM) * tiles(positions, tile.BN),)](
                 grad, transposed, dx, positions, channels, height, width, outputs, *grad.shape[2:],
                 group_inputs, group_outputs,
-                ACC=_accumulator(grad.dtype), INDEX=_index(positions), **geometry._asdict(), **tile.options(),
+                **_constants(grad.dtype, positions, geometry, tile),
             )  # fmt: skip
     return dx
 
@@ -336,17 +341,13 @@ def masked_conv2d_weight_grad(
     positions = batch * out_height * out_width
     tile = pick(WEIGHT_GRAD, grad.dtype, columns)
     grid = groups * tiles(outputs // groups, tile.BM) * tiles(columns, tile.BN)
-    slices = max(1, min(positions // _MIN_SLICE, _MAX_PROGRAMS // grid))
+    slices = slices_of(positions, _MIN_SLICE, grid)
     steps = tiles(tiles(positions, tile.BK), slices)
-    partial = dw if slices == 1 else dw.new_empty(slices, *weight_size, dtype=_sum_dtype(dw.dtype))
+    partial = partial_sums(dw, slices)
     with torch.cuda.device_of(grad):
         _weight_grad_kernel[(grid * slices,)](
             grad, x, words, partial, positions, channels, height, width, outputs, out_height, out_width,
             group_inputs, outputs // groups, words.shape[1], steps, slices,
-            ACC=_accumulator(grad.dtype), INDEX=_index(positions), **geometry._asdict(), **tile.options(),
+            **_constants(grad.dtype, positions, geometry, tile),
         )  # fmt: skip
     return dw if slices == 1 else partial.sum(0).to(dw.dtype)
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -50,6 +50,7 @@ from .nn import explain as explain
 from .nn import held_masks as held_masks
 from .nn import set_storage as set_storage
 from .nn import sparsify as sparsify
+from .nn import to_semi_structured as to_semi_structured
 from .ops.calibration import calibrate as calibrate
 from .ops.distributed_topk import distributed_topk_mask as distributed_topk_mask
 from .ops.group_topk_mask import group_topk_mask as group_topk_mask

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -297,12 +297,9 @@ def group_inputs(case: str, kind: str, formula: int, largest: bool) -> Callable[
 
 
 def _products(
-    module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any], on_gpu: Collection[str] | None = None
+    module: Any, name: str, cases: Mapping[str, Any], inputs: Callable[..., Any], on_gpu: bool = True
 ) -> list[Op]:
-    """The three ops of a layer: forward, input gradient, gradient of the weight or of its values.
-
-    ``on_gpu``: those that have a CUDA kernel; all where it is None.
-    """
+    """The three ops of a layer: forward, input gradient, gradient of the weight or of its values."""
     last = "weight_grad" if hasattr(module, "WEIGHT_GRAD") else "values_grad"
     kinds = {
         "forward": (name, module._forward, module.FORWARD),
@@ -310,7 +307,7 @@ def _products(
         last: (f"{name}_{last}", getattr(module, f"_{last}"), getattr(module, last.upper())),
     }
     return [
-        Op(op, run, table, {case: inputs(kind, case) for case in cases}, on_gpu=on_gpu is None or kind in on_gpu)
+        Op(op, run, table, {case: inputs(kind, case) for case in cases}, on_gpu=on_gpu)
         for kind, (op, run, table) in kinds.items()
     ]
 
@@ -352,8 +349,8 @@ def _group_op() -> Op:
 LAYERS = [
     *_products(masked_linear, "masked_linear", LINEAR, linear_inputs),
     *_products(masked_conv2d, "masked_conv2d", CONV, conv_inputs),
-    *_products(packed_linear, "packed_linear", LINEAR, partial(packed_inputs, linear_inputs), on_gpu=["forward"]),
-    *_products(packed_conv2d, "packed_conv2d", CONV, partial(packed_inputs, conv_inputs), on_gpu=[]),
+    *_products(packed_linear, "packed_linear", LINEAR, partial(packed_inputs, linear_inputs)),
+    *_products(packed_conv2d, "packed_conv2d", CONV, partial(packed_inputs, conv_inputs), on_gpu=False),
 ]
 OPS = [*_mask_ops(), _topk_op(), _group_op(), *LAYERS]
 GPU_OPS = [op for op in OPS if op.on_gpu]

@@ -15,6 +15,8 @@ if not torch.cuda.is_available():
 
 import pytest
 
+# Convolutions on a GPU are exact: those that results are compared with, and Triton's, which follow this.
+torch.backends.cudnn.allow_tf32 = False
 with torch.device("meta"):
     torch.zeros(0)  # torch caches the constructors that a device context redirects: before they are poisoned below
 

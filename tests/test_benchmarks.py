@@ -265,6 +265,15 @@ def test_every_backend_has_its_rows(module, plan):
     assert all(set(dictionary) <= sides for dictionary in DICTIONARIES[module])
 
 
+@pytest.mark.parametrize("module", [bench_masked_linear, bench_masked_conv2d], ids=lambda m: m.__name__)
+def test_on_a_gpu_packed_layers_have_rows_for_what_auto_chooses_between(module):
+    def packed(device):
+        return {row.side for row in module.rows(Plan(device, False)) if row.side.startswith("packed")}
+
+    assert packed("cpu") == {"packed"}
+    assert packed("cuda") == {"packed", "packed, native", "packed, reference"}
+
+
 def test_rows_say_what_they_did():
     row = Row("op", "group", "side", "ours", lambda: Timed(lambda: 1, lambda _: None, flops=4e8, bytes=1e8))
     info = take(row).extra_info

@@ -50,7 +50,7 @@ PUBLIC = (
     "KarninSensitivity Trajectory VarianceNullity linear_error one_shot linear exponential cubic uniform erk topk_mask "
     "Product kth_value quantile straight_through_topk distributed_topk_mask group_topk_mask NM "
     "masked_linear masked_conv2d packed_linear packed_conv2d pack_values unpack_values SparseLinear SparseConv2d sparsify "
-    "densify set_storage compact held_masks dense_gradients attach explain calibrate"
+    "densify set_storage compact held_masks dense_gradients attach explain calibrate to_semi_structured"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")
 CPU_OPS = (*OPS, "group_topk_mask", "sparse_columns", "position_maps", "submask")

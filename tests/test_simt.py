@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from cases import FLOATS, GPU_OPS, LAYERS, Op, conv_inputs, linear_inputs
+from cases import FLOATS, GPU_OPS, LAYERS, LINEAR, Op, conv_inputs, linear_inputs, packed_inputs
 from oracle import assert_as_accurate, assert_same_bits
 from simt.build import build
 from simt.harness import Emulated
@@ -76,6 +76,35 @@ def test_many_tiles(emulated, monkeypatch, case, kind):
     name = family if kind == "forward" else f"{family}_{kind}"
     inputs = make(kind, "large")(torch.float32, "cpu")
     assert_as_accurate(getattr(emulated, name)(*inputs), op_named(name).implementations["reference"].run, inputs)
+
+
+# Three strips of 256 columns, several slices of the rows, tiles of more than 2048 survivors, groups of samples.
+PACKED = (21, 600, 150, 0.3)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", ["forward", "input_grad", "values_grad"])
+def test_packed_weights_of_many_strips(emulated, monkeypatch, kind, dtype):
+    monkeypatch.setitem(LINEAR, "large", PACKED)
+    inputs = packed_inputs(linear_inputs, kind, "large")(dtype, "cpu")
+    name = "packed_linear" if kind == "forward" else f"packed_linear_{kind}"
+    results = []
+    for seed in range(2):
+        emulated.set_seed(seed)
+        results.append(getattr(emulated, name)(*inputs))
+    assert_as_accurate(results[0], op_named(name).implementations["reference"].run, inputs)
+    assert_same_bits(results[:1], results[1:])
+
+
+@pytest.mark.parametrize("missing", [-3, 3])
+def test_a_wrong_number_of_packed_values_touches_nothing_outside(emulated, missing):
+    """The machine stops what does; that results are of use is not promised."""
+    x, values, words, bias = packed_inputs(linear_inputs, "forward", "prime")(torch.float32, "cpu")
+    grad, kept = torch.randn(len(x), len(words)), len(values) - missing
+    wrong = torch.randn(kept)
+    assert emulated.packed_linear(x, wrong, words, bias).shape == grad.shape
+    assert emulated.packed_linear_input_grad(grad, wrong, words, x.shape[1]).shape == x.shape
+    assert emulated.packed_linear_values_grad(grad, x, words, kept).shape == (kept,)
 
 
 @pytest.mark.parametrize("name", ["masked_linear_weight_grad", "masked_conv2d_weight_grad"])

@@ -110,6 +110,43 @@ FAULTS = {
         ),
         None,
     ),
+    "strip not complete": (
+        "packed_linear_input_grad",
+        "packed_linear_input_grad.cu",
+        without(BARRIER, 0),
+        f"{RACE}|{UNWRITTEN}",
+    ),
+    "strip overwritten in use": ("packed_linear_input_grad", "packed_linear_input_grad.cu", without(BARRIER, 1), RACE),
+    "survivor of another word": (
+        "packed_linear_input_grad",
+        "packed_linear_input_grad.cu",
+        without("part.before + __popc", 0, "__popc"),
+        None,
+    ),
+    "survivors not all listed": (
+        "packed_linear_values_grad",
+        "packed_linear_values_grad.cu",
+        without(BARRIER, 0),
+        f"{RACE}|{UNWRITTEN}",
+    ),
+    "samples not complete": (
+        "packed_linear_values_grad",
+        "packed_linear_values_grad.cu",
+        without(BARRIER, 1),
+        f"{RACE}|{UNWRITTEN}",
+    ),
+    "samples overwritten in use": (
+        "packed_linear_values_grad",
+        "packed_linear_values_grad.cu",
+        without(BARRIER, 2),
+        RACE,
+    ),
+    "gradient behind the last value": (
+        "packed_linear_values_grad",
+        "packed_linear_values_grad.cu",
+        without("const int64_t place = places[list[at] / kStrip] + at;", 0, "const int64_t place = at - 1;"),
+        r"kernel values_grad_kernel.* writes 4 bytes outside of its buffers, 4 bytes before `out`",
+    ),
     "lane left out of a mask": (
         "count_mask",
         "mask_bits.cu",
@@ -156,7 +193,7 @@ def fault_inputs(name: str):
     if name == "masked_linear":
         weight, words = weight_and_words((70, 130), 0.5, torch.float32, "cpu")
         return [torch.randn(70, 130), weight, words, None]
-    return op_named(name).inputs["ragged"](torch.float32, "cpu")
+    return op_named(name).inputs["panel" if name.startswith("packed") else "ragged"](torch.float32, "cpu")
 
 
 def check(machine: Emulated, name: str, inputs) -> None:
@@ -225,6 +262,8 @@ def dense_inputs(name: str):
         "masked_linear_input_grad": [torch.randn(5, 6), weight, words],
         "masked_linear_weight_grad": [torch.randn(5, 6), torch.randn(5, 64), words],
         "packed_linear": [torch.randn(5, 64), weight.flatten(), words, torch.randn(6)],
+        "packed_linear_input_grad": [torch.randn(5, 6), weight.flatten(), words, 64],
+        "packed_linear_values_grad": [torch.randn(5, 6), torch.randn(5, 64), words, weight.numel()],
         "masked_conv2d": [x, weight.view(6, 16, 2, 2), words, torch.randn(6), *geometry],
         "masked_conv2d_input_grad": [grad, weight.view(6, 16, 2, 2), words, [2, 16, 3, 3], *geometry],
         "masked_conv2d_weight_grad": [grad, x, words, [6, 16, 2, 2], *geometry],

@@ -136,6 +136,30 @@ def test_packed_linear_with_many_rows(machine):
     close(machine.packed_linear(x, weight.flatten(), words, bias)[-7:, -32:], x[-7:] @ weight.T + bias[-32:])
 
 
+def test_packed_linear_input_grad(machine):
+    rows = BIG // 39 + 5
+    grad, weight = last_rows((rows, 41)), torch.randn(41, 39)
+    result = machine.packed_linear_input_grad(grad, weight.flatten(), all_kept(41, 39), 39)
+    close(result[-4:], grad[-4:] @ weight)
+
+
+def test_packed_linear_values_grad(machine):
+    rows = 32 * (BIG // 39 // 32 + 5)
+    grad, x, words = reserved((41, rows), torch.float32), torch.randn(41, 39), all_kept(rows, 39)
+    words[-64:-32] = 0  # of a block that does not run
+    grad[:, -32:] = torch.randn(41, 32)
+    result = machine.packed_linear_values_grad(grad, x, words, 32 * 39)
+    close(result, (grad[:, -32:].T @ x).flatten())
+
+
+def test_packed_linear_values_grad_with_many_words(machine):
+    rows, columns = 2**20 + 32, 2**16
+    grad, x, words = last_rows((rows, 3)), torch.randn(3, columns), reserved((rows, columns // 32), torch.int32)
+    words[-32:, -8:] = -1
+    result = machine.packed_linear_values_grad(grad.T.contiguous(), x, words, 32 * 256)
+    close(result, (grad[-32:] @ x[:, -256:]).flatten())
+
+
 GEOMETRY = ([1, 1], [1, 1], [1, 1], 1)  # stride, padding, dilation, groups
 
 

@@ -282,7 +282,7 @@ cudaError_t select(const TopkTensor* tensors, int64_t count, TopkRequest request
   auto search = make_search<Value>(tensors, count);
   search.request = request;
   search.result = result;
-  lay_out(search, static_cast<char*>(workspace));
+  lay_out(search, workspace);
   int place_bits = 0;
   while (search.last_place() >> place_bits > 0) ++place_bits;
 

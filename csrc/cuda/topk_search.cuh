@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 #include "launch.cuh"
 #include "score_table.cuh"
 #include "score_values.cuh"
 #include "sparseprune/cuda/topk_mask.h"
+#include "workspace.cuh"
 
 // Bounds the slots in the buffer; tests lower it, so that small inputs overflow.
 #ifndef SPARSEPRUNE_MAX_COLLECTED
@@ -55,22 +55,14 @@ struct Search {
 
 // Lays the arrays out in the workspace and returns its size; null asks for the size only.
 template <class Value>
-size_t lay_out(Search<Value>& search, char* workspace) {
-  size_t size = 0;
-  const auto array = [&](auto*& pointer, int64_t count) {
-    if (size > 0) {
-      if (workspace != nullptr) SPARSEPRUNE_FORBID(workspace + size);
-      size += SPARSEPRUNE_GAP;
-    }
-    if (workspace != nullptr) pointer = reinterpret_cast<std::decay_t<decltype(pointer)>>(workspace + size);
-    size += static_cast<size_t>(count) * sizeof(*pointer);
-  };
-  array(search.state, 1);
-  array(search.bins, kBins);
-  array(search.places, search.capacity);
-  array(search.keys, search.capacity);  // an even number of them, so that the table is aligned
-  array(search.table.entries, search.table.count);
-  return size;
+size_t lay_out(Search<Value>& search, void* workspace) {
+  Layout layout(workspace);
+  layout.array(search.state, 1);
+  layout.array(search.bins, kBins);
+  layout.array(search.places, search.capacity);
+  layout.array(search.keys, search.capacity);  // an even number of them, so that the table is aligned
+  layout.array(search.table.entries, search.table.count);
+  return layout.size();
 }
 
 template <class Value>

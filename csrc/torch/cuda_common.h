@@ -86,6 +86,13 @@ inline void check_size(const Tensor& tensor, const char* name, int64_t dim, int6
                   dim, ", got ", tensor.size(dim));
 }
 
+inline void check_matrix(const Tensor& matrix, const char* name, int64_t rows, int64_t columns, const Tensor& first) {
+  check_layout(matrix, name, 2, first);
+  check_same_type(matrix, name, first);
+  check_size(matrix, name, 0, rows);
+  check_size(matrix, name, 1, columns);
+}
+
 inline Dtype dtype_of(const Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
     case ScalarType::Half:

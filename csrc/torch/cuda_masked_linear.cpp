@@ -6,14 +6,6 @@
 namespace sparseprune::torch_cuda {
 namespace {
 
-void check_matrix(const Tensor& matrix, const char* name, int64_t rows, int64_t columns,
-                  const Tensor& first) {
-  check_layout(matrix, name, 2, first);
-  check_same_type(matrix, name, first);
-  check_size(matrix, name, 0, rows);
-  check_size(matrix, name, 1, columns);
-}
-
 Tensor masked_linear(const Tensor& x, const Tensor& weight, const Tensor& words,
                      const std::optional<Tensor>& bias) {
   check_layout(x, "x", 2, x);

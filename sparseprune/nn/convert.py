@@ -116,10 +116,17 @@ def densify(model: ModelT) -> ModelT:
         store(group, "owned", None)
         for layer in group:
             layer._zero_outside(layer.mask)
-            del layer.weight_mask
-            vars(layer).pop("storage", None)
-            layer.__class__ = layer.dense_type
+            become_dense(layer)
     return model
+
+
+def become_dense(layer: SparseLayer) -> None:
+    """Its dense class and no mask; ``weight`` is where it was."""
+    if layer.storage == "packed":
+        layer._rename("weight")
+    del layer.weight_mask
+    vars(layer).pop("storage", None)
+    layer.__class__ = layer.dense_type
 
 
 def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Change]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import backends
+from . import backends, native
 from .bilinear import differentiable
 from .bitmask import BitMask
 from .choice import choose_packed, linear_work
@@ -59,31 +59,29 @@ def values_grad_reference(grad: Tensor, x: Tensor, words: Tensor, kept: int) -> 
 
 FORWARD = {"native": backends.native("packed_linear"), "reference": backends.reference(forward_reference)}
 INPUT_GRAD = {
-    "native": backends.native("packed_linear_input_grad", gpu=False),
+    "native": backends.native("packed_linear_input_grad"),
     "reference": backends.reference(input_grad_reference),
 }
 VALUES_GRAD = {
-    "native": backends.native("packed_linear_values_grad", gpu=False),
+    "native": backends.native("packed_linear_values_grad"),
     "reference": backends.reference(values_grad_reference),
 }
 
 
-# On a GPU, where the alternative writes and reads the dense weight, of which the kernel reads the survivors alone; not
-# measured.
-SMALL_GPU_BATCH = 16
-
-
-def _choose_forward(x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> str:
-    if x.device.type == "cuda":
-        takes = x.shape[0] <= SMALL_GPU_BATCH and FORWARD["native"].refusal(x, values, words, bias) is None
-        return "native" if takes else "reference"
-    return _choose("masked_linear", x, words, x.shape[1], len(values))
+# What the kernels may cost on a GPU for "auto" to take them, in multiply-adds a slot. The reference writes and reads the
+# dense weight, a mask of bytes and the places of the values, 20 + 4 x 2 bytes a slot in float16: 6.5 ps at the 4.3 TB/s
+# of an H200, before its product. 16 multiply-adds take 1.8 ps if the kernels reach 27 % of the peak, as Sputnik does
+# (Gale et al. 2020). The bits, which they read again for every 16 rows, count as 1/64 of one a slot and row. Not measured.
+GPU_MULTIPLY_ADDS = 16
 
 
 def _choose(op: str, rows: Tensor, words: Tensor, columns: int, kept: int) -> str:
-    if rows.device.type != "cpu":
-        return "reference"
-    return choose_packed(linear_work(op, rows, (words.shape[0], columns), kept))
+    work = linear_work(op, rows, (words.shape[0], columns), kept)
+    if rows.device.type == "cpu":
+        return choose_packed(work)
+    takes = rows.device.type == "cuda" and native.refusal({"cuda"}, {rows.dtype}) is None
+    few = (work.kept + work.slots / 64) * work.vectors <= GPU_MULTIPLY_ADDS * work.slots
+    return "native" if takes and few else "reference"
 
 
 _forward = backends.register(
@@ -91,7 +89,7 @@ _forward = backends.register(
     "(Tensor x, Tensor values, Tensor words, Tensor? bias, str backend) -> Tensor",
     FORWARD,
     lambda x, values, words, bias: x.new_empty(x.shape[0], words.shape[0]),
-    choose=_choose_forward,
+    choose=lambda x, values, words, bias: _choose("masked_linear", x, words, x.shape[1], len(values)),
 )
 _input_grad = backends.register(
     "packed_linear_input_grad",

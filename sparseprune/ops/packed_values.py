@@ -47,7 +47,8 @@ def unpack_values(values: Tensor, mask: BitMask) -> Tensor:
 def check_packed(x: Tensor, values: Tensor, mask: BitMask, bias: Tensor | None, dims: int) -> None:
     """What packed layers of ``dims`` dimensions ask of their arguments, or a TypeError / ValueError that says which.
 
-    That there are as many values as slots kept is seen where the slots are counted, in the op.
+    That there are as many values as slots kept is seen where the slots are counted, in the op; a CUDA kernel, for which
+    nothing waits, reads no further than the values and says nothing.
     """
     if not isinstance(mask, BitMask):
         raise TypeError(f"mask must be a BitMask, got {type(mask).__name__}")

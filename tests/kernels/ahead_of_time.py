@@ -31,6 +31,7 @@ TYPES = {
     torch.int32: "*i32", torch.int64: "*i64", torch.uint8: "*u8",
 }  # fmt: skip
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+TENSOR_CORE = re.compile(r"^\s*(?:@\S+ )?(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", re.M)
 LAYER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -59,6 +60,17 @@ def linear(batch: int, outputs: int, inputs: int, bias: bool) -> Callable[[torch
         masked_linear.masked_linear_weight_grad(grad, x, bits)
 
     return run
+
+
+def at(precision: str, run: Callable[[torch.dtype], None]) -> Callable[[torch.dtype], None]:
+    """The same under torch.set_float32_matmul_precision, and with or without TF32 in convolutions."""
+
+    def run_at(dtype: torch.dtype) -> None:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
+        run(dtype)
+
+    return run_at
 
 
 def conv(
@@ -102,6 +114,7 @@ class Case(NamedTuple):
 
 
 HALF_AND_SINGLE = (torch.float16, torch.float32)
+SINGLE = (torch.float32,)
 
 # Wide and narrow tiles, sizes that are and are not multiples of 16 (which decides the width of the loads), and ones,
 # which Triton turns into constants.
@@ -110,6 +123,11 @@ CASES = {
         linear(4096, 4096, 4096, bias=True), LAYER_DTYPES, HALF_AND_SINGLE, (torch.bfloat16, torch.float64)
     ),
     "linear narrow": Case(linear(16, 1024, 64, bias=False), LAYER_DTYPES, (), HALF_AND_SINGLE),
+    "linear sliced": Case(linear(16, 4096, 4096, bias=True), LAYER_DTYPES, (), HALF_AND_SINGLE),
+    "linear high": Case(at("high", linear(4096, 4096, 4096, bias=True)), SINGLE, (), SINGLE),
+    "linear medium": Case(at("medium", linear(4096, 4096, 4096, bias=True)), SINGLE, SINGLE),
+    "linear medium narrow": Case(at("medium", linear(16, 4096, 4096, bias=True)), SINGLE, (), SINGLE),
+    "conv tf32": Case(at("medium", conv(32, 256, 256, 14, 3, 1, 1)), SINGLE, SINGLE),
     "linear ones": Case(linear(1, 1, 1, bias=True), LAYER_DTYPES, (), (torch.float32,)),
     "conv 3x3": Case(conv(32, 256, 256, 14, 3, 1, 1), LAYER_DTYPES, HALF_AND_SINGLE, (torch.float64,)),
     "conv stem": Case(conv(32, 3, 64, 224, 7, 2, 3), LAYER_DTYPES, (), (torch.float32,)),
@@ -131,6 +149,7 @@ def launches() -> Iterator[Launch]:
     seen = set()
     for name, case in CASES.items():
         for dtype in case.dtypes:
+            at("highest", lambda _: None)(dtype)
             case.run(dtype)
             for kernel, args, kwargs in recorded:
                 named = {**dict(zip(kernel.arg_names, args, strict=False)), **kwargs}
@@ -177,7 +196,9 @@ def compiled(launch: Launch, arch: int) -> dict[str, Any]:
         "arch": arch,
         "tile": {name: launch.args[name] for name in ("BM", "BN", "BK") if name in launch.args},
         "shared": built.metadata.shared,
-        "tensor_core": re.findall(r"^\s*(?:@\S+ )?(mma\.sync|wgmma\.mma_async|tcgen05\.mma)", ptx, re.M),
+        "precision": launch.args.get("PRECISION"),
+        "tensor_core": TENSOR_CORE.findall(ptx),
+        "tf32": sum("tf32" in line for line in ptx.splitlines() if TENSOR_CORE.match(line)),
         "word_loads": re.findall(r"tt\.load .*: tensor<([\dx]+)x!tt\.ptr<i32>>", ttir),
         # Of a row of tiles, before it is broadcast: a stride has been multiplied in.
         "strided_offsets": re.findall(r"tt\.addptr .*, tensor<(?:\d+x1|1x\d+)x(i\d+)>", ttir),

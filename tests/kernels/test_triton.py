@@ -68,6 +68,73 @@ def test_linear(sizes, dtype):
     assert not dw[~mask_ops.unpack_reference(words, inputs)].any()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("least", "inputs", "outputs"),
+    [(32, 193, 67), (64, 513, 320), (100, 31, 700)],
+    ids=["uneven", "many", "one and many"],
+)
+def test_linear_in_slices(least, inputs, outputs, dtype, monkeypatch):
+    monkeypatch.setattr(masked_linear, "_MIN_SLICE", least)
+    weight, words = weight_and_words((outputs, inputs), 0.4, dtype, DEVICE)
+    weight, bias = exactly_summed(weight), values(outputs, dtype=dtype)
+    x, grad = values(5, inputs, dtype=dtype), values(5, outputs, dtype=dtype)
+    for b in (bias, None):
+        call = [x, weight, words, b]
+        y = masked_linear.masked_linear(*call)
+        assert_as_accurate(y, linear_ops.forward_reference, call)
+        assert_same_bits([masked_linear.masked_linear(*call)], [y])
+    call = [grad, weight, words]
+    assert_as_accurate(masked_linear.masked_linear_input_grad(*call), linear_ops.input_grad_reference, call)
+
+
+@pytest.mark.parametrize("terms", [1, 31, 32, 500, 512, 4096, 4097, 2**31 - 1])
+@pytest.mark.parametrize("grid", [1, 7, 64, 512, 10_000])
+def test_slices_cover_every_term_once_and_none_is_empty(terms, grid):
+    for tile in (*masked_linear.FORWARD[2], *masked_linear.INPUT_GRAD[4]):
+        slices, length = masked_linear._split(terms, tile, grid)
+        assert length % tile.BK == 0 and (slices - 1) * length < terms <= slices * length
+        assert slices == 1 or (length >= masked_linear._MIN_SLICE and slices * grid <= tiles.MAX_PROGRAMS)
+
+
+def test_linear_slices_are_not_rounded_to_half(monkeypatch):
+    """Each slice's sum is beyond float16's range, the whole is the bias."""
+    monkeypatch.setattr(masked_linear, "_MIN_SLICE", 64)
+    x = torch.full((1, 128), 64.0, dtype=torch.float16, device=DEVICE)
+    weight = torch.full((3, 128), 64.0, dtype=torch.float16, device=DEVICE)
+    weight[:, 64:] *= -1
+    words = mask_ops.pack_reference(torch.ones(3, 128, dtype=torch.bool, device=DEVICE))
+    bias = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float16, device=DEVICE)
+    assert masked_linear.masked_linear(x, weight, words, bias).tolist() == [[1, 2, 3]]
+    words = mask_ops.pack_reference(torch.ones(128, 3, dtype=torch.bool, device=DEVICE))
+    assert not masked_linear.masked_linear_input_grad(x, weight.T.contiguous(), words).any()
+
+
+@pytest.fixture
+def precision_of_torch():
+    """What torch is told is forgotten again."""
+    conv = torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = conv
+
+
+def test_precision_is_the_users_setting_of_torch(precision_of_torch):
+    for setting, ours in (("high", "tf32x3"), ("medium", "tf32"), ("highest", "ieee")):
+        torch.set_float32_matmul_precision(setting)
+        assert tiles.linear_precision() == ours
+    for allowed, ours in ((True, "tf32"), (False, "ieee")):
+        torch.backends.cudnn.allow_tf32 = allowed
+        assert tiles.conv_precision() == ours
+
+
+@pytest.mark.parametrize("stated", ["tf32", "ieee"])
+def test_precision_is_also_what_torch_is_told_otherwise(stated, precision_of_torch):
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = stated
+    assert tiles.linear_precision() == tiles.conv_precision() == stated
+
+
 def conv_inputs(case, dtype):
     batch, inputs, outputs, size, kernel, stride, padding, dilation, groups = CONV[case]
     weight, words = weight_and_words((outputs, inputs // groups, *kernel), 0.5, dtype, DEVICE)

@@ -52,9 +52,23 @@ def test_products_of_halves_use_the_tensor_cores(kernels):
     assert all(k["tensor_core"] for k in kernels if k["kernel"] in PRODUCTS and k["dtype"] in ("float16", "bfloat16"))
 
 
-def test_products_of_float32_are_exact_float32(kernels):
+def test_products_of_float32_are_exact_float32_unless_torch_says_otherwise(kernels):
     """TF32 would show as tensor-core instructions; float64 has its own."""
-    assert not any(k["tensor_core"] for k in kernels if k["dtype"] == "float32")
+    exact = [k for k in kernels if k["dtype"] == "float32" and k["precision"] in (None, "ieee")]
+    assert {k["kernel"] for k in exact} >= PRODUCTS and not any(k["tensor_core"] for k in exact)
+
+
+def test_tf32_products_use_the_tensor_cores_once_or_three_times(kernels):
+    products = [k for k in kernels if k["kernel"] in PRODUCTS]
+    single = {(k["kernel"], k["arch"]): k for k in products if k["case"] in ("linear medium", "conv tf32")}
+    assert set(single) == {(name, arch) for name in PRODUCTS for arch in ARCHITECTURES}
+    for k in single.values():
+        assert k["precision"] == "tf32" and k["tf32"] == len(k["tensor_core"]) > 0, k
+    triple = [k for k in products if k["case"] == "linear high"]
+    assert {k["kernel"] for k in triple} == {name for name in PRODUCTS if "linear" in name}
+    for k in triple:
+        assert k["precision"] == "tf32x3" and k["tf32"] == len(k["tensor_core"]), k
+        assert k["tf32"] == 3 * single[k["kernel"], k["arch"]]["tf32"], k
 
 
 def test_masks_are_loaded_as_words_and_never_per_element(kernels):

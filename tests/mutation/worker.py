@@ -39,6 +39,9 @@ FAMILIES = {
         *("packed_linear", "packed_linear_input_grad", "packed_linear_values_grad"),
     ),
     "packed_linear": ("packed_linear",),
+    "packed_linear_input_grad": ("packed_linear_input_grad",),
+    "packed_linear_values_grad": ("packed_linear_values_grad",),
+    "packed_rows": ("packed_linear", "packed_linear_input_grad", "packed_linear_values_grad"),
     "masked_conv2d": (
         *("masked_conv2d", "masked_conv2d_input_grad", "masked_conv2d_weight_grad"),
         *("packed_conv2d", "packed_conv2d_input_grad", "packed_conv2d_values_grad"),
@@ -127,8 +130,14 @@ def cuda_checks(job: dict) -> Iterator[Check]:
         if ("masked_conv2d" if "conv" in case else "masked_linear") in job["units"]:
             for kind in ("forward", "input_grad", "weight_grad"):
                 yield f"{case} {kind}", lambda case=case, kind=kind: patched(many_tiles, case, kind)
-    families = {"mask_bits": ("pack", "unpack", "count"), "topk_mask": ("topk",), "masked_linear": ("linear",)}
-    families |= {"masked_conv2d": ("conv",), "packed_linear": ("packed_linear",)}
+    for name in [op.name for op in ops if op.name.startswith("packed_linear")]:
+        kind = name.removeprefix("packed_linear_").replace("packed_linear", "forward")
+        for dtype in simt.FLOATS:
+            many_strips = partial(simt.test_packed_weights_of_many_strips, machine, kind=kind, dtype=dtype)
+            yield f"{name} {dtype} many strips", lambda test=many_strips: patched(test)
+    families = {"mask_bits": ("pack_", "unpack", "count"), "topk_mask": ("topk",), "masked_linear": ("linear",)}
+    families |= {"masked_conv2d": ("conv",), "packed_rows": ("packed_linear",)}
+    families |= {name: (name,) for name in job["units"] if name.startswith("packed_linear")}
     for unit in job["units"]:
         for name in dir(large):
             if name.startswith(tuple(f"test_{family}" for family in families[unit])):

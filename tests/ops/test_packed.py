@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, jvp, vmap
 
 import sparseprune as sp
+from sparseprune.ops import native, packed_linear
 
 BACKENDS = ("native", "reference")
 
@@ -175,6 +177,23 @@ def test_as_many_values_as_slots_kept(count, backend):
         sp.packed_linear(X, torch.zeros(count), MASK, backend=backend)
     with pytest.raises(ValueError, match=r"values must have shape \(4,\)"):
         sp.unpack_values(torch.zeros(count), MASK)
+
+
+@pytest.mark.parametrize(
+    ("density", "batch", "chosen"),
+    [(0.1, 1, "native"), (0.1, 130, "native"), (0.1, 160, "reference"), (0.01, 600, "native"), (1.0, 16, "reference"),
+     (1e-6, 900, "native"), (1e-6, 2000, "reference")],
+)  # fmt: skip
+def test_on_a_gpu_the_kernels_are_taken_for_few_multiply_adds(density, batch, chosen):
+    """(density + 1 / 64) batch <= 16; tensors that have no values say on which device they would be."""
+    if native.refusal({"cuda"}, {torch.float16}):
+        pytest.skip("the CUDA library is not built")
+    with FakeTensorMode():
+        x, grad = (torch.empty(batch, n, dtype=torch.float16, device="cuda") for n in (256, 128))
+        words, kept = torch.empty(128, 8, dtype=torch.int32, device="cuda"), int(128 * 256 * density)
+        assert packed_linear._choose("masked_linear", x, words, 256, kept) == chosen
+        assert packed_linear._choose("masked_linear_input_grad", grad, words, 256, kept) == chosen
+        assert packed_linear._choose("masked_linear_weight_grad", grad, words, 256, kept) == chosen
 
 
 def test_options_are_checked_as_by_the_masked_convolution():

@@ -30,12 +30,24 @@ void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error("the launch failed with error " + std::to_string(error));
 }
 
+using Shape = std::array<int64_t, 3>;
+LinearShape linear_shape(const Shape& shape) { return {shape[0], shape[1], shape[2]}; }
+
 using LinearFunction = cudaError_t (*)(const void*, const void*, const uint32_t*, void*, LinearShape, Dtype,
                                        cudaStream_t);
 template <LinearFunction function>
-void linear_grad(Address a, Address b, Address words, Address out, std::array<int64_t, 3> shape, int dtype) {
-  check(function(at<void>(a), at<void>(b), at<uint32_t>(words), at<void>(out), {shape[0], shape[1], shape[2]},
+void linear_grad(Address a, Address b, Address words, Address out, Shape shape, int dtype) {
+  check(function(at<void>(a), at<void>(b), at<uint32_t>(words), at<void>(out), linear_shape(shape),
                  static_cast<Dtype>(dtype), nullptr));
+}
+
+using PackedFunction = cudaError_t (*)(const void*, const void*, const uint32_t*, void*, LinearShape, int64_t, Dtype,
+                                       void*, cudaStream_t);
+template <PackedFunction function>
+void packed_grad(Address a, Address b, Address words, Address out, Address workspace, Shape shape, int dtype,
+                 int64_t kept) {
+  check(function(at<void>(a), at<void>(b), at<uint32_t>(words), at<void>(out), linear_shape(shape), kept,
+                 static_cast<Dtype>(dtype), at<void>(workspace), nullptr));
 }
 
 // shape: the four 64-bit and then the twelve 32-bit members of Conv2dShape, in order.
@@ -97,9 +109,9 @@ PYBIND11_MODULE(simt_kernels, m) {
   m.def("topk_mask", &topk);
   m.def("topk_workspace", &topk_workspace);
   m.def("masked_linear", [](Address x, Address weight, Address words, Address bias, Address y,
-                            std::array<int64_t, 3> shape, int dtype) {
+                            Shape shape, int dtype) {
     check(masked_linear(at<void>(x), at<void>(weight), at<uint32_t>(words), at<void>(bias), at<void>(y),
-                        {shape[0], shape[1], shape[2]}, static_cast<Dtype>(dtype), nullptr));
+                        linear_shape(shape), static_cast<Dtype>(dtype), nullptr));
   });
   m.def("masked_linear_input_grad", &linear_grad<masked_linear_input_grad>);
   m.def("masked_linear_weight_grad", &linear_grad<masked_linear_weight_grad>);
@@ -110,12 +122,17 @@ PYBIND11_MODULE(simt_kernels, m) {
   });
   m.def("masked_conv2d_input_grad", &conv_grad<masked_conv2d_input_grad>);
   m.def("masked_conv2d_weight_grad", &conv_grad<masked_conv2d_weight_grad>);
-  m.def("packed_linear_workspace", [](std::array<int64_t, 3> shape) {
-    return packed_linear_workspace_size({shape[0], shape[1], shape[2]});
+  m.def("packed_linear_workspace", [](Shape shape, int) { return packed_linear_workspace_size(linear_shape(shape)); });
+  m.def("packed_linear_input_grad_workspace", [](Shape shape, int dtype) {
+    return packed_linear_input_grad_workspace_size(linear_shape(shape), static_cast<Dtype>(dtype));
   });
+  m.def("packed_linear_values_grad_workspace",
+        [](Shape shape, int) { return packed_linear_values_grad_workspace_size(linear_shape(shape)); });
   m.def("packed_linear", [](Address x, Address values, Address words, Address bias, Address y, Address workspace,
-                            std::array<int64_t, 3> shape, int dtype) {
+                            Shape shape, int dtype, int64_t kept) {
     check(packed_linear(at<void>(x), at<void>(values), at<uint32_t>(words), at<void>(bias), at<void>(y),
-                        {shape[0], shape[1], shape[2]}, static_cast<Dtype>(dtype), at<void>(workspace), nullptr));
+                        linear_shape(shape), kept, static_cast<Dtype>(dtype), at<void>(workspace), nullptr));
   });
+  m.def("packed_linear_input_grad", &packed_grad<packed_linear_input_grad>);
+  m.def("packed_linear_values_grad", &packed_grad<packed_linear_values_grad>);
 }

@@ -18,7 +18,16 @@ from filelock import FileLock
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-KERNELS = ("mask_bits", "masked_conv2d", "masked_linear", "packed_linear", "topk_mask")
+KERNELS = (
+    "mask_bits",
+    "masked_conv2d",
+    "masked_linear",
+    "packed_linear",
+    "packed_linear_input_grad",
+    "packed_linear_values_grad",
+    "packed_rows",
+    "topk_mask",
+)
 MACHINE = ("simt", "memory", "sanitizers")
 SANITIZED = (*KERNELS, "selftest")
 # -fno-gnu-unique: several builds live in one process.

@@ -121,12 +121,17 @@ class Emulated:
         return self._product("masked_conv2d_weight_grad", inputs, weight_size, sizes)
 
     def packed_linear(self, x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
-        sizes = [len(x), x.shape[1], len(words)]
-        y = self.output((sizes[0], sizes[2]), x.dtype)
-        workspace = self.output((self.kernels.packed_linear_workspace(sizes) // 8,), torch.int64)
         inputs = {"x": x, "values": values, "words": words, "bias": bias}
-        self._run("packed_linear", inputs, {"y": y, "workspace": workspace}, sizes, DTYPES.index(x.dtype))
-        return y
+        return self._packed("packed_linear", inputs, (len(x), len(words)), [*x.shape, len(words)], len(values))
+
+    def packed_linear_input_grad(self, grad: Tensor, values: Tensor, words: Tensor, columns: int) -> Tensor:
+        inputs = {"grad": grad, "values": values, "words": words}
+        sizes = [len(grad), columns, len(words)]
+        return self._packed("packed_linear_input_grad", inputs, (len(grad), columns), sizes, len(values))
+
+    def packed_linear_values_grad(self, grad: Tensor, x: Tensor, words: Tensor, kept: int) -> Tensor:
+        inputs = {"grad": grad, "x": x, "words": words}
+        return self._packed("packed_linear_values_grad", inputs, (kept,), [*x.shape, len(words)], kept)
 
     def selftest(self, kernel: str, values: Tensor, size: int, threads: int = 64, blocks: int = 1) -> Tensor:
         """Runs a kernel of selftest.cpp: int32 ``values`` in, ``size`` int32 out, zeros at first."""
@@ -154,6 +159,16 @@ class Emulated:
         dtype = next(iter(inputs.values())).dtype
         out = self.output(size, dtype)
         self._run(name, inputs, {"out": out}, sizes, DTYPES.index(dtype))
+        return out
+
+    def _packed(
+        self, name: str, inputs: Mapping[str, Tensor | None], size: Sequence[int], sizes: list[int], kept: int
+    ) -> Tensor:
+        dtype = next(iter(inputs.values())).dtype
+        options = [sizes, DTYPES.index(dtype)]
+        out, workspace = self.output(size, dtype), getattr(self.kernels, f"{name}_workspace")(*options)
+        outputs = {"out": out, "workspace": self.output((-(-workspace // 8),), torch.int64)}
+        self._run(name, inputs, outputs, *options, kept)
         return out
 
     def _run(self, name: str, inputs: Mapping[str, Tensor | None], outputs: Mapping[str, Tensor], *rest: Any) -> None:
