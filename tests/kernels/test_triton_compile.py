@@ -61,11 +61,13 @@ def test_products_of_float32_are_exact_float32_unless_torch_says_otherwise(kerne
 def test_tf32_products_use_the_tensor_cores_once_or_three_times(kernels):
     products = [k for k in kernels if k["kernel"] in PRODUCTS]
     single = {(k["kernel"], k["arch"]): k for k in products if k["case"] in ("linear medium", "conv tf32")}
-    assert set(single) == {(name, arch) for name in PRODUCTS for arch in ARCHITECTURES}
+    linear = {name for name in PRODUCTS if "linear" in name}
+    assert {name for name, _ in single} == PRODUCTS
+    assert set(single) >= {(name, arch) for name in linear for arch in ARCHITECTURES}
     for k in single.values():
         assert k["precision"] == "tf32" and k["tf32"] == len(k["tensor_core"]) > 0, k
     triple = [k for k in products if k["case"] == "linear high"]
-    assert {k["kernel"] for k in triple} == {name for name in PRODUCTS if "linear" in name}
+    assert {k["kernel"] for k in triple} == linear
     for k in triple:
         assert k["precision"] == "tf32x3" and k["tf32"] == len(k["tensor_core"]), k
         assert k["tf32"] == 3 * single[k["kernel"], k["arch"]]["tf32"], k

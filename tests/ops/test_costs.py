@@ -192,9 +192,9 @@ def test_the_margin_is_above_every_gain_that_was_promised_and_missed():
 
 def test_calibrate_writes_what_is_read(tmp_path, monkeypatch):
     """On toy sizes; the timings are whatever they are."""
-    monkeypatch.setattr(calibration, "LINEAR", [(4, 8, 8), (16, 8, 8)])
-    positions = [(1, 4, 4, size, kernel, 1, 1) for size in (4, 9) for kernel in (1, 3)]
-    monkeypatch.setattr(calibration, "CONV", [*positions, (1, 4, 4, 4, 3, 1, 2)])
+    monkeypatch.setattr(calibration, "LINEAR", [(n, 8, 8) for n in (1, 4, 16)] + [(n, 2048, 2048) for n in (1, 4)])
+    kinds = [(1, n, n, size, kernel, 1, 1) for n in (4, 17) for size in (4, 9) for kernel in (1, 3)]
+    monkeypatch.setattr(calibration, "CONV", [*kinds, (1, 4, 4, 4, 3, 1, 2)])
     monkeypatch.setattr(calibration, "SECONDS", 1e-6)
     path = calibrate(tmp_path / "new" / "costs.json")
     monkeypatch.setenv(costs.VARIABLE, str(path))
