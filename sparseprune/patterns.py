@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .allocation import Shapes, counts, uniform
+from .arguments import typed
 from .masks import BitMask, Masks
 from .ops.group_topk_mask import group_topk_mask
 from .ops.products import Product
@@ -45,6 +46,7 @@ class Global:
         return Masks(dict(zip(names, kept.masks, strict=True)))
 
 
+@typed
 @dataclass(frozen=True)
 class LayerWise:
     """Unstructured, layer by layer: the largest scores of each layer, as many as the allocation gives it.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import typed
 from .criteria.base import check_criterion
 from .masks import Masks
 from .nn.storage import dense_weights
@@ -29,6 +30,7 @@ Formula = Product | SurvivorScores
 FORMULAS = (Product, SurvivorScores)
 
 
+@typed
 def prune(
     model: nn.Module,
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],

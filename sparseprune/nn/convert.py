@@ -9,12 +9,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.bitmask import BitMask
 from .base import SparseLayer, checked, refusal
 from .conv import SparseConv2d
 from .dense_gradients import sparse_weights
 from .linear import SparseLinear
-from .storage import check_packable, check_resizable, check_storage, set_masks, store, zero_state
+from .storage import check_optimizer, check_packable, check_resizable, check_storage, set_masks, store, zero_state
 
 SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
 
@@ -30,6 +31,7 @@ class _Change(NamedTuple):
     layers: list[nn.Module]
 
 
+@typed
 def sparsify(
     model: ModelT,
     masks: Mapping[str, BitMask | Tensor],
@@ -75,8 +77,7 @@ def sparsify(
         check_storage(storage)
         for change in changes:
             check_packable(change.layers, storage)
-    if optimizer is not None:
-        _check_optimizer(optimizer, changes)
+    check_optimizer(optimizer, [change.weight for change in changes])
     for change in changes:
         _apply(change, storage, optimizer)
     return model
@@ -99,6 +100,7 @@ def _apply(change: _Change, storage: str | None, optimizer: torch.optim.Optimize
         store(change.layers, storage, optimizer)
 
 
+@typed
 def densify(model: ModelT) -> ModelT:
     """Undo :func:`sparsify`: in place, and the model is returned.
 
@@ -183,11 +185,3 @@ def _unknown(model: nn.Module, name: str, known: list[str]) -> str:
 def _title(module: nn.Module) -> str:
     name = type(module).__name__
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if changes and not any(id(change.weight) in held for change in changes):
-        raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")

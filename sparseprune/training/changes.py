@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from ..masks import Masks
 
 
+@typed
 def removed_values(
     initial: Mapping[str, Tensor], final: Mapping[str, Tensor], masks: Masks, action: str
 ) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn import SparseLinear
 from ..nn.storage import set_masks, write_weight
 from ..ops.bitmask import BitMask
@@ -25,6 +26,7 @@ class Birth(NamedTuple):
     gradient: float
 
 
+@typed
 def bridging_gradients(
     model: nn.Module, layer: nn.Linear, following: nn.Linear, loss: Loss, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Tensor:
@@ -67,11 +69,13 @@ def bridging_gradients(
     return total / count
 
 
+@typed
 def free_units(layer: SparseLinear, following: SparseLinear) -> list[int]:
     """The units in between that have no connection, neither in nor out."""
     return (~layer.mask.to_bool().any(1) & ~following.mask.to_bool().any(0)).nonzero().flatten().tolist()
 
 
+@typed
 @torch.no_grad()
 def grow_neurons(
     layer: SparseLinear,
