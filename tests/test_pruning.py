@@ -376,3 +376,26 @@ def test_trace_keeps_every_step():
         assert traced.collapsed == tuple(name for name, mask in masks.items() if not mask.count())
     assert sp.prune(model, magnitude, density=0.1, steps=2, trace=True).trace[1].log2_flow is None
     assert sp.prune(model, magnitude, density=0.1).trace == ()
+
+
+def test_weights_that_are_computed_are_refused_and_can_be_spared():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    for criterion in (sp.Magnitude(), sp.SynFlow(torch.ones(1, 4))):
+        with pytest.raises(ValueError, match="model must have weights of its own, got '0' whose weight is computed"):
+            sp.prune(model, criterion, density=0.5)
+    assert sp.prune(model, sp.Magnitude(), density=0.5, exclude="0").counts() == {"1.weight": 4}
+
+
+def test_inference_mode_makes_no_difference():
+    model, batch = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(5, 4), torch.randn(5, 2))
+    criterion = sp.SNIP(nn.functional.mse_loss, [batch])
+    expected = sp.prune(model, criterion, density=0.5)
+    with torch.inference_mode():
+        masks = sp.prune(model, criterion, density=0.5)
+        sp.sparsify(model, masks)
+    assert dict(masks) == dict(expected)
+    model(batch[0]).sum().backward()  # inference tensors would refuse
+
+    with torch.inference_mode():
+        made_there = nn.Linear(4, 2)
+    assert sp.prune(made_there, sp.Magnitude(), density=0.5).count() == 4

@@ -78,8 +78,9 @@ def sparsify(
         for change in changes:
             check_packable(change.layers, storage)
     check_optimizer(optimizer, [change.weight for change in changes])
-    for change in changes:
-        _apply(change, storage, optimizer)
+    with torch.inference_mode(False):  # buffers made in it could not be trained with
+        for change in changes:
+            _apply(change, storage, optimizer)
     return model
 
 

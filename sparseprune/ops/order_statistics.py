@@ -89,4 +89,8 @@ def quantile(
         topk_mask(tensors, i + 1, largest=False, abs=abs, names=names, backend=backend).threshold
         for i in ([below, below + 1] if fraction else [below])
     ]
-    return value.lerp(above[0], fraction) if above and above[0] != value else value
+    if not above or above[0] == value:
+        return value
+    if value.isinf() or above[0].isinf():  # lerp subtracts, and may find NaN next to an infinite value
+        return value * (1 - fraction) + above[0] * fraction
+    return value.lerp(above[0], fraction)

@@ -60,3 +60,12 @@ def test_errors():
         quantile(parts, "half")
     with pytest.raises(ValueError, match="got NaN in b"):
         quantile([torch.ones(1), torch.tensor([torch.nan])], 0.5, names=["a", "b"])
+
+
+@pytest.mark.parametrize("q", [0.0, 0.2, 0.5, 0.7, 1.0])
+def test_quantiles_next_to_infinity(q):
+    """Finite + share of an infinite distance; only between both infinities nothing can be said."""
+    inf = float("inf")
+    assert float(quantile([torch.tensor([0.0, inf])], q)) == (inf if q else 0)
+    assert float(quantile([torch.tensor([0.0, -inf])], q)) == (-inf if q < 1 else 0)
+    assert quantile([torch.tensor([inf, -inf])], q).isnan() == (0 < q < 1)
