@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from .ops.products import Product
 from .ops.topk_mask import topk_mask
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """Turns scores into masks; see the module's docstring."""
 

@@ -32,7 +32,7 @@ TYPED = {name: (item, signature) for name, item, signature in functions()}
 @pytest.mark.parametrize("name", TYPED)
 def test_each_argument_of_a_wrong_kind_is_named(name):
     function, signature = TYPED[name]
-    annotated = [p for p in signature.parameters.values() if p.annotation not in (p.empty, "Any", "Pattern")]
+    annotated = [p for p in signature.parameters.values() if p.annotation not in (p.empty, "Any")]
     for parameter in annotated:
         if parameter.kind is not parameter.VAR_KEYWORD:
             with pytest.raises(TypeError, match=f"^{parameter.name} must be .*, got Nothing$"):
@@ -93,11 +93,19 @@ def bits(model, optimizer):
     return tensors, [type(m) for m in model.modules()], hooks, len(optimizer._optimizer_step_post_hooks)
 
 
-OTHER = torch.optim.SGD(nn.Linear(1, 1).parameters(), 0.1)
+UNUSED = nn.Linear(3, 2)
+OTHER = torch.optim.SGD(UNUSED.parameters(), 0.1)
 REFUSED = {
     "scheduler": lambda m, o: training.LotteryTickets(m, o, object(), steps_per_round=2, rounds=2),
     "optimizer": lambda m, o: training.attach(OTHER, m),
     "batch": lambda m, o: training.GramSchmidtTraining(m, o, torch.ones(2, 5), every=1),
+    "activations": lambda m, o: training.GramSchmidtTraining(m, o, torch.full((2, 4), torch.nan), every=1),
+    "initial": lambda m, o: training.removed_values({}, {}, sp.Masks.ones({"0.weight": m[0].weight}), "zero"),
+    "masks": lambda m, o: sp.sparsify(m, {1: torch.ones(3, 4).bool()}, optimizer=o),
+    "following": lambda m, o: training.bridging_gradients(
+        m, m[0], UNUSED, nn.functional.mse_loss, [(torch.ones(1, 4), torch.ones(1, 2))]
+    ),
+    "pattern": lambda m, o: sp.prune(m, sp.Magnitude(), density=0.5, pattern="2:4"),
     "seed": lambda m, o: training.BernoulliMasks(m, seed=-1),
     "start": lambda m, o: training.Piggyback(m, start=float("nan")),
     "criterion": lambda m, o: sp.prune(m, lambda model, params: {}, density=0.5, apply=True),

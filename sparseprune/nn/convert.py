@@ -134,6 +134,9 @@ def become_dense(layer: SparseLayer) -> None:
 
 def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Change]:
     """Check everything, change nothing."""
+    for name in masks:
+        if not isinstance(name, str):
+            raise TypeError(f"masks must be keyed by parameter name, got a key of type {type(name).__name__}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in list(parameters.items()):  # of packed layers
         parameters.setdefault(name.removesuffix("_values"), parameter)

@@ -39,8 +39,9 @@ def independent_columns(activations: Tensor, tolerance: float) -> list[int]:
     if activations.dim() != 2 or activations.is_complex() or not activations.isfinite().all():
         raise ValueError(f"activations must be finite numbers [patterns, units], got shape {tuple(activations.shape)}")
     _check_tolerance(tolerance)
-    norms = activations.double().norm(dim=0)
-    scaled = torch.where(norms > 0, activations.double() / norms, 0)
+    activations = activations.detach().double()
+    norms = activations.norm(dim=0)
+    scaled = torch.where(norms > 0, activations / norms, 0)
     r, order = scipy.linalg.qr(scaled.cpu().numpy(), mode="r", pivoting=True, check_finite=False)
     chosen = sum(abs(r[i, i]) >= tolerance for i in range(min(r.shape)))
     return sorted(int(i) for i in order[:chosen])
@@ -95,7 +96,8 @@ class GramSchmidtTraining(Method):
         self.prune_after = prune_after if prune_after is None else check_count("prune_after", prune_after)
         self.batch = batch
         self.model = model
-        self._inputs()  # what the model cannot take is an error while it is as it was
+        for inputs in self._inputs().values():  # what cannot be chosen from is an error while the model is as it was
+            independent_columns(inputs, tolerance)
         held = held_masks(model)
         masks = {n: held.get(n, mask) for n, mask in all_kept(model, exclude).items() if len(mask.shape) == 2}
         sparsify(model, masks, optimizer=optimizer)
