@@ -45,17 +45,21 @@ def typed(function: F) -> F:
         return function
     names = list(inspect.signature(function).parameters)
     allowed: dict[str, tuple[type, ...]] = {}
+    seen: set[tuple[str, type]] = set()  # what passed, so that a call costs a look-up for each argument
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        if not allowed:  # at the first call, when all names that annotations use are there
-            allowed.update({name: _allowed(function, name) for name in names})
         for name, value in (*zip(names, args), *kwargs.items()):
-            kinds = allowed.get(name)
+            if (name, type(value)) in seen:
+                continue
+            if name not in allowed:  # asked in a call, when all names that annotations use are there
+                allowed[name] = _allowed(function, name) if name in names else ()
+            kinds = allowed[name]
             if kinds and not any(_is(value, kind) for kind in kinds):
                 *others, last = [WORDS.get(kind, kind.__name__) for kind in kinds if kind is not type(None)]
                 words = f"{', '.join(others)} or {last}" if others else last
                 raise TypeError(f"{name} must be {words}, got {type(value).__name__}")
+            seen.add((name, type(value)))
         return function(*args, **kwargs)
 
     return checked
