@@ -95,14 +95,14 @@ class GramSchmidtTraining(Method):
         self.every, self.tolerance = check_count("every", every), tolerance
         self.prune_after = prune_after if prune_after is None else check_count("prune_after", prune_after)
         self.batch = batch
+        held = held_masks(model)
+        masks = {n: held.get(n, mask) for n, mask in all_kept(model, exclude).items() if len(mask.shape) == 2}
+        self.names = list(masks)
         self.model = model
         for inputs in self._inputs().values():  # what cannot be chosen from is an error while the model is as it was
             independent_columns(inputs, tolerance)
-        held = held_masks(model)
-        masks = {n: held.get(n, mask) for n, mask in all_kept(model, exclude).items() if len(mask.shape) == 2}
         sparsify(model, masks, optimizer=optimizer)
         super().__init__(model, optimizer)
-        self.names = list(masks)
         self.frozen: dict[str, Tensor] = {}  # name -> bool [inputs]
         self.missed = {name: torch.zeros(mask.shape[1], dtype=torch.int64) for name, mask in masks.items()}
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []
