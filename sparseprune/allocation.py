@@ -9,19 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from .arguments import typed
+
 Shapes = Mapping[str, Sequence[int]]
 
 
+@typed
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
-    """The network's density in every layer."""
+    """The network's density in every layer.
+
+    Raises:
+        ValueError: ``density`` is not in [0, 1].
+    """
+    _check(density)
     return dict.fromkeys(shapes, density)
 
 
+@typed
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
     """Erdos-Renyi-Kernel: d_l = eps * sum(shape_l) / prod(shape_l), at most 1.
 
     eps is such that the network has the given density; layers that would exceed 1 are kept dense and what is left is
     spent on the others. Small layers come out denser than large ones.
+
+    Raises:
+        ValueError: ``density`` is not in [0, 1].
 
     Source: Evci et al. 2020, arXiv:1911.11134, section 3 (1); for linear layers Mocanu et al. 2018, arXiv:1707.04780.
 
@@ -29,6 +41,7 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
     >>> {name: round(value, 4) for name, value in d.items()}
     {'fc1': 0.0796, 'fc2': 0.2302, 'fc3': 1.0}
     """
+    _check(density)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     raw = {name: sum(shape) / sizes[name] if sizes[name] else 0.0 for name, shape in shapes.items()}
     dense: set[str] = set()
@@ -40,6 +53,11 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
         if not full:
             return {name: 1.0 if name in dense else eps * raw[name] for name in sizes}
         dense |= full
+
+
+def _check(density: float) -> None:
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must be in [0, 1], got {density}")
 
 
 def counts(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
+from .arguments import typed
 from .files import write_atomically
 from .ops.bitmask import BitMask as BitMask
 
@@ -43,6 +44,7 @@ class Masks(Mapping[str, BitMask]):
     (1, 0.5)
     """
 
+    @typed
     def __init__(self, masks: Mapping[str, BitMask | Tensor], metadata: Mapping[str, str] | None = None) -> None:
         for name in masks:
             if not isinstance(name, str):
@@ -53,6 +55,7 @@ class Masks(Mapping[str, BitMask]):
         self.trace: tuple[TraceStep, ...] = ()
 
     @classmethod
+    @typed
     def ones(cls, weights: Mapping[str, Tensor]) -> Masks:
         """Everything kept, for weights given by name."""
         return cls({name: BitMask.ones(weight.shape, weight.device) for name, weight in weights.items()})
@@ -112,6 +115,7 @@ class Masks(Mapping[str, BitMask]):
     def __invert__(self) -> Masks:
         return self._new({name: ~mask for name, mask in self.items()})
 
+    @typed
     def apply_(self, model: nn.Module) -> nn.Module:
         """Zero the pruned weights of ``model`` in place and return it. Masks move to the weights' devices.
 
@@ -144,6 +148,7 @@ class Masks(Mapping[str, BitMask]):
                 )
         return {name: parameters[name] for name in self}
 
+    @typed
     def save(self, path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file: the packed words by name, the shapes and the metadata in its header.
 
@@ -163,6 +168,7 @@ class Masks(Mapping[str, BitMask]):
         write_atomically(path, lambda file: file.write(content))
 
     @classmethod
+    @typed
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Masks:
         """Read what :meth:`save` wrote.
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from .allocation import Shapes, counts, uniform
+from .arguments import typed
 from .masks import BitMask, Masks
 from .ops.group_topk_mask import group_topk_mask
 from .ops.products import Product
 from .ops.topk_mask import topk_mask
 
 
+@runtime_checkable
 class Pattern(Protocol):
     """Turns scores into masks; see the module's docstring."""
 
@@ -45,6 +47,7 @@ class Global:
         return Masks(dict(zip(names, kept.masks, strict=True)))
 
 
+@typed
 @dataclass(frozen=True)
 class LayerWise:
     """Unstructured, layer by layer: the largest scores of each layer, as many as the allocation gives it.

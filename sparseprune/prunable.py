@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .arguments import typed
 from .masks import BitMask, Masks
 from .nn import SparseLayer
 
@@ -16,6 +17,7 @@ Exclude = str | type | Callable[[str, nn.Module], bool]
 PRUNABLE = (nn.Linear, nn.modules.conv._ConvNd)
 
 
+@typed
 def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Parameter]:
     """The weights that ``prune`` may prune: those of linear and convolution layers, by parameter name, each once.
 
@@ -32,7 +34,8 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
             over the layers, or several of these.
 
     Raises:
-        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared), or a layer is packed.
+        ValueError: an excluded name matches nothing (a typo must not prune what was to be spared), a layer is packed, or a
+            weight that is not excluded is computed from other tensors.
     """
     layers = prunable_layers(model, exclude)
     if packed := [name for name, layer in layers.items() if "weight_values" in layer._parameters]:
@@ -40,14 +43,22 @@ def prunable(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dic
     return {name: layer.weight for name, layer in layers.items()}
 
 
+@typed
 def prunable_layers(model: nn.Module, exclude: Exclude | Iterable[Exclude] = ()) -> dict[str, nn.Module]:
     """The layers of :func:`prunable` weights, of any storage, by the weight's name; of tied ones the first.
 
     Raises:
-        ValueError: an excluded name matches nothing.
+        ValueError: an excluded name matches nothing, or a weight that is not excluded is computed from other tensors.
     """
     rules = [exclude] if isinstance(exclude, (str, type)) or callable(exclude) else list(exclude)
     layers = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, PRUNABLE)]
+    computed = [n for n, m in layers if not {"weight", "weight_values"} & set(m._parameters)]
+    if refused := [n for n in computed if not any(_matches(rule, n, model.get_submodule(n)) for rule in rules)]:
+        raise ValueError(
+            f"model must have weights of its own, got {refused[0]!r} whose weight is computed from other tensors (a "
+            "parametrization, torch.nn.utils.prune, a norm); make it permanent first, or exclude it"
+        )
+    layers = [(n, m) for n, m in layers if n not in computed]
     spared = {id(_stored(m)) for n, m in layers if any(_matches(rule, n, m) for rule in rules)}
     known = [*dict(model.named_modules(remove_duplicate=False)), *dict(model.named_parameters(remove_duplicate=False))]
     for rule in rules:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import typed
 from .criteria.base import check_criterion
 from .masks import Masks
 from .nn.storage import dense_weights
@@ -29,6 +30,7 @@ Formula = Product | SurvivorScores
 FORMULAS = (Product, SurvivorScores)
 
 
+@typed
 def prune(
     model: nn.Module,
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
@@ -256,7 +258,9 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
     grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     modes = [(m, m.training) for m in model.modules()]
     cuda = [p.device for p in model.parameters() if p.device.type == "cuda"]
-    with torch.random.fork_rng(devices=sorted({d.index for d in cuda})):
+    # Of inference mode criteria cannot take gradients, and masks that are made in it cannot be trained with.
+    normal = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    with normal, torch.random.fork_rng(devices=sorted({d.index for d in cuda})):
         try:
             for p, _, _ in grads:
                 p.grad = None
@@ -264,7 +268,8 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         finally:
             for p, grad, requires_grad in grads:
                 p.grad = grad
-                p.requires_grad_(requires_grad)
+                if p.requires_grad != requires_grad:
+                    p.requires_grad_(requires_grad)
             for module, training in modes:
                 module.training = training
             with torch.no_grad():

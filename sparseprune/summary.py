@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .arguments import typed
 from .criteria.flow import Paths, path_flow
 from .criteria.isolation import isolated
-
-if TYPE_CHECKING:
-    from .masks import Masks
+from .masks import Masks
 
 __all__ = ["LayerRow", "Summary", "summarize"]
 
@@ -115,6 +114,7 @@ class Summary:
 _HEADER = ("weight", "shape", "kept", "density", "on a path", "dead rows", "dead columns", "FLOPs left", "")
 
 
+@typed
 def summarize(model: nn.Module, masks: Masks, example_input: Tensor | None = None) -> Summary:
     """What ``masks`` leave of ``model``. The model is not changed, and what cannot be found out becomes a note.
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import typed
 from .masks import Masks
 from .prunable import Exclude, check_model
 from .pruning import _unchanged
@@ -44,6 +45,7 @@ class Compensated:
         return model
 
 
+@typed
 def compensate(
     model: nn.Module,
     criterion: Any,

@@ -257,18 +257,22 @@ ERRORS = {
     "sparsity negative": (ValueError, r"sparsity must be in \[0, 1\)", {"sparsity": -0.1}),
     "sparsity nan": (ValueError, r"sparsity must be in \[0, 1\)", {"sparsity": float("nan")}),
     "density 0": (ValueError, r"density must be in \(0, 1\], got 0", {"density": 0}),
-    "density text": (TypeError, "density must be a number, got '0.5'", {"density": "0.5"}),
+    "density text": (TypeError, "density must be a number, got str", {"density": "0.5"}),
     "both": (ValueError, "exactly one of sparsity, density and keep must be given", {"sparsity": 0.5, "density": 0.5}),
     "none": (ValueError, "exactly one of sparsity, density and keep must be given, got none", {}),
-    "keep float": (TypeError, "keep must be a number of weights, got 2.5", {"keep": 2.5}),
-    "keep bool": (TypeError, "keep must be a number of weights, got True", {"keep": True}),
+    "keep float": (TypeError, "keep must be an integer, got float", {"keep": 2.5}),
+    "keep bool": (TypeError, "keep must be an integer, got bool", {"keep": True}),
     "keep too many": (ValueError, "keep must keep between 0 and", {"keep": N + 1}),
     "steps 0": (ValueError, "steps must be a positive integer, got 0", {"density": 0.5, "steps": 0}),
-    "steps float": (ValueError, "steps must be a positive integer, got 2.0", {"density": 0.5, "steps": 2.0}),
+    "steps float": (TypeError, "steps must be an integer, got float", {"density": 0.5, "steps": 2.0}),
     "floor too high": (ValueError, "min_per_layer must fit in the", {"keep": 10, "min_per_layer": 5}),
     "floor negative": (ValueError, "min_per_layer must be a count or a share", {"keep": 10, "min_per_layer": -1}),
     "floor share": (ValueError, "min_per_layer must be a count or a share", {"keep": 10, "min_per_layer": 1.5}),
-    "floor text": (TypeError, "min_per_layer must be a number", {"keep": 10, "min_per_layer": "1"}),
+    "floor text": (
+        TypeError,
+        "min_per_layer must be an integer or a number, got str",
+        {"keep": 10, "min_per_layer": "1"},
+    ),
     "masks": (TypeError, "masks must be Masks, got dict", {"keep": 10, "masks": {}}),
     "other masks": (ValueError, "masks must cover the prunable weights", {"keep": 1, "masks": sp.Masks({})}),
 }
@@ -372,3 +376,26 @@ def test_trace_keeps_every_step():
         assert traced.collapsed == tuple(name for name, mask in masks.items() if not mask.count())
     assert sp.prune(model, magnitude, density=0.1, steps=2, trace=True).trace[1].log2_flow is None
     assert sp.prune(model, magnitude, density=0.1).trace == ()
+
+
+def test_weights_that_are_computed_are_refused_and_can_be_spared():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    for criterion in (sp.Magnitude(), sp.SynFlow(torch.ones(1, 4))):
+        with pytest.raises(ValueError, match="model must have weights of its own, got '0' whose weight is computed"):
+            sp.prune(model, criterion, density=0.5)
+    assert sp.prune(model, sp.Magnitude(), density=0.5, exclude="0").counts() == {"1.weight": 4}
+
+
+def test_inference_mode_makes_no_difference():
+    model, batch = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), (torch.randn(5, 4), torch.randn(5, 2))
+    criterion = sp.SNIP(nn.functional.mse_loss, [batch])
+    expected = sp.prune(model, criterion, density=0.5)
+    with torch.inference_mode():
+        masks = sp.prune(model, criterion, density=0.5)
+        sp.sparsify(model, masks)
+    assert dict(masks) == dict(expected)
+    model(batch[0]).sum().backward()  # inference tensors would refuse
+
+    with torch.inference_mode():
+        made_there = nn.Linear(4, 2)
+    assert sp.prune(made_there, sp.Magnitude(), density=0.5).count() == 4

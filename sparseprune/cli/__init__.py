@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 from typing import Annotated
 
 import typer
@@ -42,4 +43,7 @@ def _commands(
 
 def main() -> None:
     """The entry point of the ``sparseprune`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # names of any language are shown, whatever the terminal can
+            stream.reconfigure(errors="backslashreplace")
     app()

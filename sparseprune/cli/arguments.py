@@ -44,7 +44,7 @@ Weights = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="State dict to start from: .safetensors, or a .pt of tensors only."),
 ]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 Device = Annotated[
     str,
     typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."),

@@ -24,7 +24,7 @@ from rich.text import Text
 
 def stderr() -> Console:
     """The console for people; made anew each time, since sys.stderr may have been replaced."""
-    return Console(file=sys.stderr, soft_wrap=True)
+    return Console(file=sys.stderr, soft_wrap=True, emoji=False)  # a path may have :x: in it
 
 
 class _Rate(ProgressColumn):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 
 import typer
@@ -27,16 +29,20 @@ def sentences(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt as error:
             stderr().print(str(error) or "Interrupted; nothing was written.", style="yellow", markup=False)
             raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # whoever read stdout has seen enough; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(INTERNAL_ERROR) from None
         except (ValueError, TypeError, OSError) as error:
             if debug:
                 raise
             _say(str(error))
             raise typer.Exit(USER_ERROR) from None
-        except RuntimeError as error:
-            # typer's own Exit and Abort are RuntimeErrors as well.
+        except Exception as error:
             if debug or isinstance(error, typer.Exit | typer.Abort):
                 raise
-            _say(f"{error} (--debug shows where; 'sparseprune info' tells what a bug report needs)")
+            _say(
+                f"{type(error).__name__}: {error} (--debug shows where; 'sparseprune info' tells what a bug report needs)"
+            )
             raise typer.Exit(INTERNAL_ERROR) from None
 
     return wrapped

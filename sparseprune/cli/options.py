@@ -51,7 +51,7 @@ def choose_device(name: str) -> torch.device:
 def parse_shape(text: str) -> tuple[int, int, int]:
     """ "3x224x224" -> (3, 224, 224)."""
     parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ValueError(f"--input must be CxHxW, for example 3x224x224, got {text!r}")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
@@ -73,6 +73,6 @@ def parse_model_options(texts: Sequence[str] | None) -> dict[str, Any]:
 def parse_min_per_layer(text: str) -> int | float:
     """ "3" -> 3 weights, "0.01" -> that share."""
     try:
-        return int(text) if text.isdigit() else float(text)
+        return int(text) if text.isdecimal() else float(text)
     except ValueError:
         raise ValueError(f"--min-per-layer must be a count or a share below 1, got {text!r}") from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 from .batches import Batches, BatchLoss, Loss, batch_losses, check_data
 from .outputs import loss_gradient, output_factors
@@ -20,6 +21,7 @@ __all__ = ["Fisher"]
 KINDS = ("empirical", "true")
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Fisher:
     """``score = (1/2N) sum_n (dL_n / d gate)^2 - cost * saved``: loss lost, less what removal saves.

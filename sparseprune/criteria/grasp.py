@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..arguments import typed
 from ..ops.products import Product
 from .base import ProductCriterion, Weights
 from .batches import Batches, Loss, batch_losses, check_data
@@ -18,6 +19,7 @@ from .batches import Batches, Loss, batch_losses, check_data
 __all__ = ["GraSP"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class GraSP(ProductCriterion):
     """``score = w * (H g)``, g and H the gradient and Hessian of the mean loss over all batches, H exact.

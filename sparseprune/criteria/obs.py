@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..ops.topk_mask import topk_mask
 from .base import Scores, Weights
@@ -19,6 +20,7 @@ __all__ = ["OBS"]
 BLOCKS = ("network", "layer", "row")
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class OBS:
     """``L_q = w_q^2 / (2 [H^-1]_qq)``: the least rise of the loss when w_q goes and all others make up for it,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 from .batches import Batches, Loss, batch_losses, check_data
 from .second_order import check_diagonal, hessian_diagonal
@@ -13,6 +14,7 @@ from .second_order import check_diagonal, hessian_diagonal
 __all__ = ["QuadraticSNIP"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class QuadraticSNIP:
     """``score = |w_j g_j - w_j^2 h_j / 2|``, g the gradient and h the Hessian's diagonal of the mean loss.

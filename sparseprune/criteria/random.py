@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 
 __all__ = ["Random"]
@@ -14,6 +15,7 @@ __all__ = ["Random"]
 _MIX = 0x9E3779B97F4A7C15
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Random:
     """``score ~ U(0, 1)``, the same for every device and dtype of the weights.
@@ -30,10 +32,6 @@ class Random:
     """
 
     generator: torch.Generator | None = None
-
-    def __post_init__(self) -> None:
-        if self.generator is not None and not isinstance(self.generator, torch.Generator):
-            raise TypeError(f"generator must be a torch.Generator or None, got {type(self.generator).__name__}")
 
     def __call__(self, model: nn.Module, params: Weights) -> Scores:
         stream = torch.Generator().manual_seed(self._seed())

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 from .batches import Batches, Loss, batch_losses, check_data
 from .outputs import loss_gradient
@@ -15,6 +16,7 @@ from .units import broadcast, gate_gradients
 __all__ = ["Skeletonization", "linear_error"]
 
 
+@typed
 def linear_error(output: Tensor, target: Tensor) -> Tensor:
     """``(1/N) sum_n sum_j |t_nj - o_nj|``; for class labels o is the softmax of the output and t is one-hot.
 
@@ -28,6 +30,7 @@ def linear_error(output: Tensor, target: Tensor) -> Tensor:
     return (target - output).abs().sum() / len(output)
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class Skeletonization:
     """Relevance of a unit, ``rho = -dE/d alpha``: to first order what the error rises by when the unit goes.

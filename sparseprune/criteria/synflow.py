@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.bitmask import BitMask
 from ..ops.products import Product
 from ..ops.survivor_scores import SurvivorScores
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SynFlow", "SynFlowStep"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class SynFlow:
     """``score = |w| dR/d|w|``, R the flow through the model's linear form; data-free.

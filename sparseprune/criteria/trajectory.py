@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 
 __all__ = ["KarninSensitivity", "Trajectory"]
@@ -32,6 +33,7 @@ class Trajectory:
     ['weight']
     """
 
+    @typed
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
@@ -69,6 +71,7 @@ class Trajectory:
         self._before = {}
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class KarninSensitivity:
     """``S = -(sum_n g(n) dw(n)) w / (w - w0)``: the loss at ``w = 0`` less that at w, by the mean slope since w0.

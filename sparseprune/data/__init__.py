@@ -6,6 +6,7 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+from sparseprune.arguments import typed
 from sparseprune.data.cifar import load_cifar10, load_cifar100
 from sparseprune.data.dataset import Batches as Batches
 from sparseprune.data.dataset import Dataset as Dataset
@@ -22,6 +23,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+@typed
 def load(name: str, data_dir: str | PathLike[str] | None = None, *, size: int | None = None) -> Dataset:
     """Loads a data set by name.
 

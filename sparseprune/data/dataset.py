@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ..arguments import typed
+
 Split = tuple[Tensor, Tensor] | torch.utils.data.Dataset
 
 
@@ -63,6 +65,7 @@ class Dataset:
         """Returns the number of images in a split."""
         return _length(self.split(split))
 
+    @typed
     def batches(
         self, split: str, batch_size: int, generator: Generator | None = None, drop_last: bool = False
     ) -> Batches:
@@ -81,6 +84,7 @@ class Dataset:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}")
         return Batches(self.split(split), batch_size, generator, drop_last)
 
+    @typed
     def balanced(self, per_class: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
         """Returns the same number of training images of every class: what SNIP and GraSP score with.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from ..arguments import typed
 from ..criteria import Random
 from ..criteria.base import check_criterion
 from ..masks import BitMask, Masks
@@ -28,6 +29,7 @@ __all__ = ["inverted", "inverted_masks", "random_masks", "reinitialize_", "shuff
 Criterion = Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]]
 
 
+@typed
 def shuffled(masks: Masks, generator: Generator | None = None) -> Masks:
     """Each layer's mask in a random order: counts stay exactly, positions do not.
 
@@ -44,6 +46,7 @@ def shuffled(masks: Masks, generator: Generator | None = None) -> Masks:
     return Masks({name: shuffle(mask) for name, mask in masks.items()}, masks.metadata)
 
 
+@typed
 def random_masks(model: nn.Module, masks: Masks, generator: Generator | None = None) -> Masks:
     """Random masks with exactly the layer counts of ``masks``.
 
@@ -53,6 +56,7 @@ def random_masks(model: nn.Module, masks: Masks, generator: Generator | None = N
     return _as_many(model, Random(generator), masks)
 
 
+@typed
 def reinitialize_(
     model: nn.Module,
     masks: Masks,
@@ -131,6 +135,7 @@ def inverted(criterion: Criterion) -> Criterion:
     return _InvertedPlan(criterion) if hasattr(criterion, "plan") else _Inverted(criterion)
 
 
+@typed
 def inverted_masks(model: nn.Module, criterion: Criterion, masks: Masks, **options: Any) -> Masks:
     """The worst weights by ``criterion``, exactly as many of each layer as ``masks`` keep.
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..pruning import prunable
 from ..summary import Summary, summarize
@@ -92,6 +93,7 @@ class Analysis:
         }
 
 
+@typed
 def analyze(model: nn.Module, masks: Masks, x: Tensor, *, signal: bool = True) -> Analysis:
     """All diagnostics of a pruned network. What a model does not allow becomes a note.
 

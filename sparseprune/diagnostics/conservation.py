@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..criteria.cuts import cut_nodes
 from ..masks import Masks
 from .trace import INPUT, OUTPUT, Call, Stream, Trace, traced
@@ -92,6 +93,7 @@ class Conservation:
         return {"streams": streams, "layers": layers, "output": self.output}
 
 
+@typed
 def conservation(
     model: nn.Module,
     x: Tensor,

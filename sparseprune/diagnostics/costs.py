@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..pruning import prunable
 from ..summary import summarize
@@ -31,6 +32,7 @@ class Costs:
         return asdict(self)
 
 
+@typed
 def costs(model: nn.Module, masks: Masks, example_input: Tensor) -> Costs:
     """Parameters and FLOPs that ``masks`` leave; give :func:`effective_masks` to leave dead paths out.
 

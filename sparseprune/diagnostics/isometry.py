@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..pruning import prunable
 
@@ -26,6 +27,7 @@ class Repair:
     after: float
 
 
+@typed
 def isometry_residuals(model: nn.Module, masks: Masks | None = None, *, gain: float = 1.0) -> dict[str, float]:
     """``||G - gain^2 I||_F`` of every prunable weight, 0 where its rows or columns are orthogonal of length ``gain``.
 
@@ -51,6 +53,7 @@ def isometry_residuals(model: nn.Module, masks: Masks | None = None, *, gain: fl
         }
 
 
+@typed
 def approximate_isometry_(
     model: nn.Module, masks: Masks | None = None, *, gain: float = 1.0, steps: int = 300, tolerance: float = 1e-5
 ) -> dict[str, Repair]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..pruning import prune
 from .trace import OUTPUT, traced
@@ -76,6 +77,7 @@ class Spectrum:
         }
 
 
+@typed
 def jacobian_spectrum(model: nn.Module, x: Tensor, *, masks: Masks | None = None, count: int | None = None) -> Spectrum:
     """Singular values of the input-output Jacobian ``d model(x) / d x`` at each input, in float64.
 
@@ -103,6 +105,7 @@ def jacobian_spectrum(model: nn.Module, x: Tensor, *, masks: Masks | None = None
         return _spectrum(trace.output, trace.input, count)
 
 
+@typed
 def layer_spectra(
     model: nn.Module, x: Tensor, *, masks: Masks | None = None, count: int | None = None, whole_up_to: int = 0
 ) -> dict[str, Spectrum]:
@@ -135,6 +138,7 @@ def layer_spectra(
     return spectra
 
 
+@typed
 def spectra_by_sparsity(
     model: nn.Module,
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
@@ -164,8 +168,8 @@ def spectra_by_sparsity(
 
 
 def _check_count(count: int | None) -> None:
-    if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise ValueError(f"count must be a positive integer or None, got {count!r}")
+    if count is not None and count < 1:
+        raise ValueError(f"count must be a positive integer or None, got {count}")
 
 
 def _spectrum(output: Tensor, leaf: Tensor, count: int | None) -> Spectrum:

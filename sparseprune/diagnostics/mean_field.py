@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arguments import typed
+
 __all__ = ["mean_field_chi", "mean_field_gain"]
 
 Activation = str | Callable[[Tensor], Tensor]
@@ -26,6 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@typed
 def mean_field_chi(activation: Activation, gain: float, variance: float) -> float:
     """``gain^2 E[phi'(sqrt(variance) z)^2]``: the mean squared singular value of a wide layer's Jacobian.
 
@@ -50,6 +53,7 @@ def mean_field_chi(activation: Activation, gain: float, variance: float) -> floa
     return gain**2 * _moments(_function(activation), variance)[1]
 
 
+@typed
 def mean_field_gain(activation: Activation, *, bias_std: float = 0.0) -> float:
     """The critical gain: ``chi = 1`` at the fixed point of the variance map.
 

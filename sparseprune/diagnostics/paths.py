@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..criteria.flow import path_flow
 from ..masks import Masks
 from ..pruning import Exclude, prunable, prune
@@ -44,6 +45,7 @@ class Collapse:
         return {**asdict(self), "empty_layers": list(self.empty_layers)}
 
 
+@typed
 def collapse(model: nn.Module, masks: Masks, example_input: Tensor) -> Collapse:
     """Whether ``masks`` empty a layer or cut every path.
 
@@ -60,6 +62,7 @@ def collapse(model: nn.Module, masks: Masks, example_input: Tensor) -> Collapse:
     return Collapse(empty, _connected(model, masks, example_input), masks.density, alive.density)
 
 
+@typed
 def effective_masks(model: nn.Module, masks: Masks, example_input: Tensor) -> Masks:
     """``masks`` without the weights that lie on no path from input to output.
 
@@ -74,8 +77,9 @@ def effective_masks(model: nn.Module, masks: Masks, example_input: Tensor) -> Ma
     return Masks(path_flow(model, {n: m.to_bool() for n, m in masks.items()}, example_input).weights, masks.metadata)
 
 
+@typed
 def maximal_compression(
-    model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = (), *, example_input: Tensor | None = None
+    model: nn.Module, exclude: Exclude | Collection[Exclude] = (), *, example_input: Tensor | None = None
 ) -> float:
     """The most that any method could compress before it must collapse: all prunable weights / the fewest needed.
 
@@ -122,13 +126,14 @@ class CriticalCompression:
         return self.total / self.keep
 
 
+@typed
 def critical_compression(
     model: nn.Module,
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
     *,
     by_path: bool = False,
     example_input: Tensor | None = None,
-    exclude: Exclude | tuple[Exclude, ...] = (),
+    exclude: Exclude | Collection[Exclude] = (),
     **options: Any,
 ) -> CriticalCompression:
     """The highest compression that ``criterion`` reaches without collapse, by bisection on the number kept.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import BitMask, Masks
 
 __all__ = [
@@ -37,6 +38,7 @@ class RemainingRow:
         return asdict(self)
 
 
+@typed
 def remaining_table(masks: Masks) -> list[RemainingRow]:
     """One row for each layer.
 
@@ -50,6 +52,7 @@ def remaining_table(masks: Masks) -> list[RemainingRow]:
     ]
 
 
+@typed
 def kernel_positions(mask: BitMask) -> Tensor:
     """The share of weights kept at each position of a kernel: (out, in, *kernel) -> kernel, float64.
 
@@ -61,6 +64,7 @@ def kernel_positions(mask: BitMask) -> Tensor:
     return mask.to_bool().double().mean((0, 1))
 
 
+@typed
 def connections(mask: BitMask) -> Tensor:
     """The share of weights kept of each kernel, or each weight of a linear layer: (out, in, ...) -> [out, in], float64.
 
@@ -72,6 +76,7 @@ def connections(mask: BitMask) -> Tensor:
     return mask.to_bool().double().flatten(2).mean(2) if len(mask.shape) > 2 else mask.to_bool().double()
 
 
+@typed
 def input_pixels(mask: BitMask, image: Sequence[int]) -> Tensor:
     """The share of units that read each pixel of a flattened image: (out, prod(image)) -> image, float64.
 
@@ -88,6 +93,7 @@ def input_pixels(mask: BitMask, image: Sequence[int]) -> Tensor:
     return mask.to_bool().double().mean(0).reshape(*image)
 
 
+@typed
 def links(mask: BitMask, groups: int = 1) -> tuple[Tensor, Tensor]:
     """How many weights each unit reads with, and how many read each input: int64 [out] and [in * groups].
 
@@ -133,6 +139,7 @@ class Distribution:
         }
 
 
+@typed
 def weight_distributions(model: nn.Module, masks: Masks, bins: int = 50) -> dict[str, Distribution]:
     """Histograms of every masked weight, all of it and what is kept.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..criteria.base import Scores
 from ..masks import Masks
 from ..nn import densify, held_masks, sparsify
@@ -43,6 +44,7 @@ class Sculpture:
     flops: int
 
 
+@typed
 def shrink(model: nn.Module, masks: Masks, example_input: Tensor) -> Sculpture:
     """Make masks physical as far as whole units are dead: same outputs, smaller layers, the other zeros written in.
 
@@ -61,6 +63,7 @@ def shrink(model: nn.Module, masks: Masks, example_input: Tensor) -> Sculpture:
     return _sculpture(model, masks, _dead(model, masks, example_input), example_input)
 
 
+@typed
 def compact(model: nn.Module, example_input: Tensor, masks: Masks | None = None) -> nn.Module:
     """The same network without its dead units: same outputs, smaller layers, sparse layers that stay sparse.
 
@@ -124,6 +127,7 @@ def _dead_units(group: UnitGroup, masks: Masks, inputs: Mapping[str, Tensor]) ->
     return dead.nonzero().flatten().tolist()
 
 
+@typed
 def sculpt(
     model: nn.Module,
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
@@ -132,7 +136,7 @@ def sculpt(
     parameters: int | None = None,
     flops: int | None = None,
     min_units: int = 1,
-    exclude: Exclude | Sequence[Exclude] = (),
+    exclude: Exclude | Collection[Exclude] = (),
 ) -> Sculpture:
     """Remove the units that matter least until the network is within a budget.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..allocation import Shapes
+from ..arguments import typed
 from ..criteria import Random
 from ..masks import Masks
 from ..patterns import LayerWise
@@ -18,6 +19,7 @@ from ..pruning import Exclude, prune
 __all__ = ["Stability", "jaccard", "layer_shares", "masks_from_shares", "stability"]
 
 
+@typed
 def jaccard(a: Masks, b: Masks) -> dict[str, float]:
     """``|a and b| / |a or b|`` of every layer; 1 where both keep nothing.
 
@@ -32,6 +34,7 @@ def jaccard(a: Masks, b: Masks) -> dict[str, float]:
     return {name: _ratio(both[name], either[name]) for name in both}
 
 
+@typed
 def layer_shares(masks: Masks) -> dict[str, float]:
     """Of all kept weights, the part that each layer has; the shares sum to 1."""
     total = masks.count()
@@ -74,6 +77,7 @@ class Stability:
         }
 
 
+@typed
 def stability(masks: Sequence[Masks]) -> Stability:
     """Compare masks of one network, made with several seeds, batches or criteria.
 
@@ -109,12 +113,13 @@ def stability(masks: Sequence[Masks]) -> Stability:
     )
 
 
+@typed
 def masks_from_shares(
     model: nn.Module,
     shares: Mapping[str, float],
     *,
     generator: Generator | None = None,
-    exclude: Exclude | tuple[Exclude, ...] = (),
+    exclude: Exclude | Collection[Exclude] = (),
     **target: Any,
 ) -> Masks:
     """A rule of thumb made a mask: random weights, as many of each layer as its share says.

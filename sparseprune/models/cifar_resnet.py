@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sparseprune.arguments import typed
 from sparseprune.models.checks import check_image
 from sparseprune.models.init import construct, initialize_
 from sparseprune.models.resnet import BasicBlock
@@ -73,6 +74,7 @@ def _cifar_resnet(
     return initialize_(model, "kaiming_normal", generator)
 
 
+@typed
 def resnet20(
     num_classes: int = 10,
     *,
@@ -99,6 +101,7 @@ def resnet20(
     return _cifar_resnet(20, num_classes, input_shape, width, shortcut, generator)
 
 
+@typed
 def resnet32(
     num_classes: int = 10,
     *,
@@ -111,6 +114,7 @@ def resnet32(
     return _cifar_resnet(32, num_classes, input_shape, width, shortcut, generator)
 
 
+@typed
 def resnet56(
     num_classes: int = 10,
     *,

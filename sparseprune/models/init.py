@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
+from ..arguments import typed
+
 Model = TypeVar("Model", bound=nn.Module)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LAYERS = (nn.Linear, *_CONVOLUTIONS)
@@ -79,6 +81,7 @@ SCHEMES: dict[str, _Scheme] = {
 }
 
 
+@typed
 @torch.no_grad()
 def initialize_(model: Model, scheme: str, generator: Generator | None = None, *, gain: float | None = None) -> Model:
     """Draws every weight of a model anew, in module order, so one seed gives one network.

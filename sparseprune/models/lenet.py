@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sparseprune.arguments import typed
 from sparseprune.models.checks import check_image
 from sparseprune.models.init import construct, initialize_
 
@@ -72,6 +73,7 @@ def _pooled_twice(side: int) -> int:
     return ((side - 4) // 2 - 4) // 2
 
 
+@typed
 def lenet_300_100(
     num_classes: int = 10, *, input_shape: Sequence[int] = (1, 28, 28), generator: Generator | None = None
 ) -> LeNet300100:
@@ -88,6 +90,7 @@ def lenet_300_100(
     return initialize_(construct(LeNet300100, num_classes, input_shape), "pytorch", generator)
 
 
+@typed
 def lenet5(
     num_classes: int = 10, *, input_shape: Sequence[int] = (1, 28, 28), generator: Generator | None = None
 ) -> LeNet5:
@@ -104,6 +107,7 @@ def lenet5(
     return initialize_(construct(LeNet5, num_classes, input_shape), "pytorch", generator)
 
 
+@typed
 def lenet5_caffe(
     num_classes: int = 10, *, input_shape: Sequence[int] = (1, 28, 28), generator: Generator | None = None
 ) -> LeNet5Caffe:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
 
+from sparseprune.arguments import typed
 from sparseprune.models.checks import check_image
 from sparseprune.models.init import construct, initialize_
 
@@ -121,6 +122,7 @@ def _resnet(
     return model
 
 
+@typed
 def resnet18(
     num_classes: int = 1000,
     *,
@@ -147,6 +149,7 @@ def resnet18(
     return _resnet(BasicBlock, (2, 2, 2, 2), num_classes, input_shape, stem, generator)
 
 
+@typed
 def resnet34(
     num_classes: int = 1000,
     *,
@@ -158,6 +161,7 @@ def resnet34(
     return _resnet(BasicBlock, (3, 4, 6, 3), num_classes, input_shape, stem, generator)
 
 
+@typed
 def resnet50(
     num_classes: int = 1000,
     *,
@@ -169,6 +173,7 @@ def resnet50(
     return _resnet(Bottleneck, (3, 4, 6, 3), num_classes, input_shape, stem, generator)
 
 
+@typed
 def resnet101(
     num_classes: int = 1000,
     *,
@@ -180,6 +185,7 @@ def resnet101(
     return _resnet(Bottleneck, (3, 4, 23, 3), num_classes, input_shape, stem, generator)
 
 
+@typed
 def resnet152(
     num_classes: int = 1000,
     *,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sparseprune.arguments import typed
 from sparseprune.models.checks import check_image
 from sparseprune.models.init import construct, initialize_
 
@@ -58,6 +59,7 @@ def _vgg(depth: int, num_classes: int, input_shape: Sequence[int], generator: Ge
     return initialize_(construct(VGG, depth, num_classes, input_shape), "kaiming_normal", generator)
 
 
+@typed
 def vgg11_bn(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> VGG:
@@ -65,6 +67,7 @@ def vgg11_bn(
     return _vgg(11, num_classes, input_shape, generator)
 
 
+@typed
 def vgg16_bn(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> VGG:
@@ -84,6 +87,7 @@ def vgg16_bn(
     return _vgg(16, num_classes, input_shape, generator)
 
 
+@typed
 def vgg19_bn(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> VGG:

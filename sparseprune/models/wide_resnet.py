@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from sparseprune.arguments import typed
 from sparseprune.models.checks import check_image
 from sparseprune.models.init import construct, initialize_
 
@@ -64,6 +65,7 @@ def _stage(inputs: int, outputs: int, stride: int, count: int, dropout: float) -
     return nn.Sequential(WideBlock(inputs, outputs, stride, dropout), *rest)
 
 
+@typed
 def wide_resnet(
     depth: int = 28,
     width: int = 10,
@@ -94,6 +96,7 @@ def wide_resnet(
     return initialize_(model, "kaiming_normal_fan_out", generator)
 
 
+@typed
 def wrn_16_8(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> WideResNet:
@@ -101,6 +104,7 @@ def wrn_16_8(
     return wide_resnet(16, 8, num_classes, input_shape=input_shape, generator=generator)
 
 
+@typed
 def wrn_22_8(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> WideResNet:
@@ -108,6 +112,7 @@ def wrn_22_8(
     return wide_resnet(22, 8, num_classes, input_shape=input_shape, generator=generator)
 
 
+@typed
 def wrn_28_10(
     num_classes: int = 10, *, input_shape: Sequence[int] = (3, 32, 32), generator: Generator | None = None
 ) -> WideResNet:

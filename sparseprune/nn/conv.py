@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.backends import Call
 from ..ops.bitmask import BitMask
 from ..ops.masked_conv2d import masked_conv2d, products
@@ -35,6 +36,7 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
     dense_type = nn.Conv2d
 
+    @typed
     def __init__(
         self,
         in_channels: int,

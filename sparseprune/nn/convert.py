@@ -9,12 +9,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.bitmask import BitMask
 from .base import SparseLayer, checked, refusal
 from .conv import SparseConv2d
 from .dense_gradients import sparse_weights
 from .linear import SparseLinear
-from .storage import check_packable, check_resizable, check_storage, set_masks, store, zero_state
+from .storage import check_optimizer, check_packable, check_resizable, check_storage, set_masks, store, zero_state
 
 SPARSE_TYPES: dict[type[nn.Module], type[SparseLayer]] = {c.dense_type: c for c in (SparseLinear, SparseConv2d)}
 
@@ -30,6 +31,7 @@ class _Change(NamedTuple):
     layers: list[nn.Module]
 
 
+@typed
 def sparsify(
     model: ModelT,
     masks: Mapping[str, BitMask | Tensor],
@@ -75,10 +77,10 @@ def sparsify(
         check_storage(storage)
         for change in changes:
             check_packable(change.layers, storage)
-    if optimizer is not None:
-        _check_optimizer(optimizer, changes)
-    for change in changes:
-        _apply(change, storage, optimizer)
+    check_optimizer(optimizer, [change.weight for change in changes])
+    with torch.inference_mode(False):  # buffers made in it could not be trained with
+        for change in changes:
+            _apply(change, storage, optimizer)
     return model
 
 
@@ -99,6 +101,7 @@ def _apply(change: _Change, storage: str | None, optimizer: torch.optim.Optimize
         store(change.layers, storage, optimizer)
 
 
+@typed
 def densify(model: ModelT) -> ModelT:
     """Undo :func:`sparsify`: in place, and the model is returned.
 
@@ -131,6 +134,9 @@ def become_dense(layer: SparseLayer) -> None:
 
 def _plan(model: nn.Module, masks: Mapping[str, BitMask | Tensor]) -> list[_Change]:
     """Check everything, change nothing."""
+    for name in masks:
+        if not isinstance(name, str):
+            raise TypeError(f"masks must be keyed by parameter name, got a key of type {type(name).__name__}")
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in list(parameters.items()):  # of packed layers
         parameters.setdefault(name.removesuffix("_values"), parameter)
@@ -183,11 +189,3 @@ def _unknown(model: nn.Module, name: str, known: list[str]) -> str:
 def _title(module: nn.Module) -> str:
     name = type(module).__name__
     return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, changes: list[_Change]) -> None:
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if changes and not any(id(change.weight) in held for change in changes):
-        raise ValueError("optimizer must hold the model's parameters, got one that holds none of the masked weights")

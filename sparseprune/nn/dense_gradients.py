@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from ..arguments import typed
 from ..ops.masked_linear import masked
 from .base import SparseLayer
 
 
+@typed
 @contextmanager
 def dense_gradients(model: nn.Module, of: str = "weight") -> Iterator[dict[str, Tensor]]:
     """A gradient at every slot, summed over the backward passes inside the ``with`` block.

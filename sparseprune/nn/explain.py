@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops import costs
 from ..ops.calibration import described, measure
 from .base import SparseLayer
@@ -41,6 +42,7 @@ class Explanation:
         return asdict(self)
 
 
+@typed
 def explain(model: nn.Module, input: Tensor | Sequence[int], *, measured: bool = False) -> list[Explanation]:
     """What "auto" does in each sparse layer for this input.
 
@@ -49,7 +51,7 @@ def explain(model: nn.Module, input: Tensor | Sequence[int], *, measured: bool =
 
     Args:
         model: any module; a single sparse layer, too.
-        input: a batch, or its shape (float numbers of the first parameter's dtype and device). A tensor in
+        input: a batch, or its shape (ones of the first parameter's dtype and device). A tensor in
             channels_last is explained as that.
         measured: also time the candidates: a few milliseconds each, on random inputs.
 
@@ -65,7 +67,7 @@ def explain(model: nn.Module, input: Tensor | Sequence[int], *, measured: bool =
         raise ValueError("model must have a sparse layer, got none; hold masks in it with sparsify() first")
     if not isinstance(input, Tensor):
         first = next(model.parameters())
-        input = torch.randn(tuple(input), dtype=first.dtype, device=first.device)
+        input = torch.ones(tuple(input), dtype=first.dtype, device=first.device)
     found: list[Explanation] = []
 
     def hook(layer: SparseLayer, args: tuple[Tensor, ...]) -> None:

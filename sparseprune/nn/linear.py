@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.backends import Call
 from ..ops.bitmask import BitMask
 from ..ops.masked_linear import masked_linear, products
@@ -33,6 +34,7 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     dense_type = nn.Linear
 
+    @typed
     def __init__(
         self,
         in_features: int,

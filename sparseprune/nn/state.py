@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..ops.bitmask import BitMask
 from ..ops.packed_values import unpack_values
 from .dense_gradients import sparse_weights
 
 
+@typed
 def held_masks(model: nn.Module) -> Masks:
     """The masks that a model's sparse layers hold, by parameter name: copies, as ``sparsify`` takes them.
 

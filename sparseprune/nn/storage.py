@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..ops.bitmask import BitMask
 from ..ops.packed_values import pack_values, unpack_values
 from .base import STORAGES, SparseLayer, placed_as, replace_values, zero_outside
@@ -21,6 +22,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 attached: WeakKeyDictionary[nn.Module, WeakSet[torch.optim.Optimizer]] = WeakKeyDictionary()
 
 
+@typed
 def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer | None = None) -> ModelT:
     """Store the weights of a model's sparse layers in another way: in place, and the model is returned.
 
@@ -38,7 +40,7 @@ def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: ``storage`` is none of these; packed on the meta device, where a mask has no values, or of a
+        ValueError: ``storage`` is none of these; ``optimizer`` holds none of the weights; packed on the meta device, where a mask has no values, or of a
             sharded weight. Nothing is changed then.
 
     >>> layer = set_storage(sp.SparseLinear(4, 2, mask=torch.eye(2, 4).bool()), "packed")
@@ -46,14 +48,23 @@ def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer
     [('weight_values', (2,)), ('bias', (2,))]
     """
     check_storage(storage)
-    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     groups = list(sparse_weights(model).values())
     for layers in groups:
         check_packable(layers, storage)
+    check_optimizer(optimizer, [layers[0].parameter for layers in groups])
     for layers in groups:
         store(layers, storage, optimizer)
     return model
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer | None, weights: Iterable[nn.Parameter]) -> None:
+    """ValueError if an optimizer is given and holds none of the weights."""
+    weights = list(weights)
+    if optimizer is None or not weights:
+        return
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(weight) in held for weight in weights):
+        raise ValueError("optimizer must hold the model's parameters, got one that holds none of them")
 
 
 def check_storage(storage: str) -> None:

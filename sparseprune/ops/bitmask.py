@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from .mask_bits import count_mask, pack_mask, unpack_mask, words_per_row
 
 
@@ -42,6 +43,8 @@ class BitMask:
     __slots__ = ("shape", "words")
 
     def __init__(self, words: Tensor, shape: Sequence[int]) -> None:
+        if not isinstance(shape, Sequence) or isinstance(shape, str):
+            raise TypeError(f"shape must be a sequence of integers, got {type(shape).__name__}")
         shape = torch.Size(shape)
         rows, columns = as_rows(shape)
         if not isinstance(words, Tensor) or words.dtype != torch.int32:
@@ -74,6 +77,7 @@ class BitMask:
         return cls._trusted(pack_mask(mask.reshape(as_rows(mask.shape))), mask.shape)
 
     @classmethod
+    @typed
     def ones(cls, shape: Sequence[int], device: torch.device | str | None = None) -> BitMask:
         """Everything kept."""
         rows, columns = as_rows(shape)
@@ -84,6 +88,7 @@ class BitMask:
         return cls._trusted(words, shape)
 
     @classmethod
+    @typed
     def zeros(cls, shape: Sequence[int], device: torch.device | str | None = None) -> BitMask:
         """Everything pruned."""
         rows, columns = as_rows(shape)
@@ -119,6 +124,7 @@ class BitMask:
     def device(self) -> torch.device:
         return self.words.device
 
+    @typed
     def to(self, device: torch.device | str) -> BitMask:
         """This mask on another device."""
         return self._trusted(self.words.to(device), self.shape)
@@ -126,6 +132,7 @@ class BitMask:
     def clone(self) -> BitMask:
         return self._trusted(self.words.clone(), self.shape)
 
+    @typed
     def apply(self, tensor: Tensor) -> Tensor:
         """``torch.where(mask, tensor, 0)``: a new tensor whose pruned slots are zero, whatever they held."""
         if tensor.shape != self.shape:

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from . import backends
 from .bitmask import BitMask, as_rows
 from .mask_bits import pack_reference, words_per_row
 from .products import FORMULAS, Product, as_operand, as_product, values_in_rows
 
 
+@typed
 def group_topk_mask(
     scores: Tensor | Product,
     k: int,
@@ -56,8 +58,6 @@ def group_topk_mask(
     product = as_product(scores, abs, name)
     _, columns = as_rows(product.shape)
     group = _check_group(group, columns)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
     if not 0 <= k <= group:
         raise ValueError(f"k must be between 0 and the {group} scores of a group, got {k}")
     weight = as_operand(product.weight, product.dtype)
@@ -71,8 +71,6 @@ def group_topk_mask(
 def _check_group(group: int | None, columns: int) -> int:
     if group is None:
         return max(columns, 1)
-    if isinstance(group, bool) or not isinstance(group, int):
-        raise TypeError(f"group must be an integer or None, got {type(group).__name__}")
     if group < 1 or columns % group:
         raise ValueError(f"group must be positive and divide the {columns} scores of a row, got {group}")
     return group

@@ -17,7 +17,7 @@ from .backends import Implementation
 from .bilinear import differentiable
 from .bitmask import BitMask, packed
 from .choice import choose, layout_of, output_size
-from .masked_linear import check_operands, masked, masked_, zeroed
+from .masked_linear import check_operands, check_tensors, masked, masked_, zeroed
 
 
 def masked_conv2d(
@@ -50,6 +50,7 @@ def masked_conv2d(
         TypeError: an argument is of the wrong type or the dtypes differ.
         ValueError: shapes, devices or options do not fit, or the named backend refuses.
     """
+    check_tensors(x=x, weight=weight, bias=bias)
     x, weight, bias = backends.autocast(x, weight, bias)
     if weight.dim() != 4:
         raise ValueError(f"weight must have shape (out, in / groups, kh, kw), got {tuple(weight.shape)}")
@@ -78,8 +79,8 @@ def resolve(
 
 
 def _pair(name: str, value: int | tuple[int, int], least: int) -> list[int]:
-    pair = [value, value] if isinstance(value, int) else list(value)
-    if len(pair) != 2 or not all(isinstance(v, int) for v in pair):
+    pair = list(value) if isinstance(value, (list, tuple)) else [value, value]
+    if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) for v in pair):
         raise TypeError(f"{name} must be an integer or a pair of integers, got {value!r}")
     if min(pair) < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")

@@ -53,9 +53,10 @@ def masked_linear(
         TypeError: an argument is of the wrong type or the dtypes differ.
         ValueError: shapes or devices do not fit, or the named backend refuses.
     """
+    check_tensors(x=x, weight=weight, bias=bias)
     x, weight, bias = backends.autocast(x, weight, bias)
     words = _check(x, weight, mask, bias)
-    y = _apply(x.reshape(-1, weight.shape[1]), weight, words, bias, (backend,))
+    y = _apply(as_matrix(x), weight, words, bias, (backend,))
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -68,6 +69,18 @@ def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | Non
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     return packed(mask, weight)
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    """x (..., in) as (rows, in), also where one of the two is 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def check_tensors(**operands: Tensor | None) -> None:
+    """A TypeError that says which operand is not a tensor; a bias may be None."""
+    for name, operand in operands.items():
+        if not isinstance(operand, Tensor) and (operand is not None or name != "bias"):
+            raise TypeError(f"{name} must be a tensor, got {type(operand).__name__}")
 
 
 def check_operands(x: Tensor, **others: Tensor | None) -> None:

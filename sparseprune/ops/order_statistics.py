@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from . import backends
 from .products import Product
 from .topk_mask import topk_mask
 
 
+@typed
 def kth_value(
     tensors: Sequence[Tensor | Product],
     k: int,
@@ -48,6 +50,7 @@ def kth_value(
     return found.threshold.to(dtype)
 
 
+@typed
 def quantile(
     tensors: Sequence[Tensor | Product],
     q: float,
@@ -75,8 +78,8 @@ def quantile(
     >>> quantile([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])], 0.5)
     tensor(2.5000, dtype=torch.float64)
     """
-    if not isinstance(q, (int, float)) or isinstance(q, bool) or not 0 <= q <= 1:
-        raise ValueError(f"q must be a number in [0, 1], got {q!r}")
+    if not 0 <= q <= 1:
+        raise ValueError(f"q must be a number in [0, 1], got {q}")
     total = sum(t.numel() for t in tensors)
     if total == 0:
         raise ValueError("tensors must hold at least one value, got none")
@@ -86,4 +89,8 @@ def quantile(
         topk_mask(tensors, i + 1, largest=False, abs=abs, names=names, backend=backend).threshold
         for i in ([below, below + 1] if fraction else [below])
     ]
-    return value.lerp(above[0], fraction) if above and above[0] != value else value
+    if not above or above[0] == value:
+        return value
+    if value.isinf() or above[0].isinf():  # lerp subtracts, and may find NaN next to an infinite value
+        return value * (1 - fraction) + above[0] * fraction
+    return value.lerp(above[0], fraction)

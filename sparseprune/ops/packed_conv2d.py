@@ -15,6 +15,7 @@ from .bilinear import differentiable
 from .bitmask import BitMask
 from .choice import choose_packed, conv_work, layout_of, output_size
 from .masked_conv2d import convolution_backward, resolve
+from .masked_linear import check_tensors
 from .packed_values import check_packed, kept_slots, scattered
 
 
@@ -49,6 +50,7 @@ def packed_conv2d(
         TypeError: an argument is of the wrong type or the dtypes differ.
         ValueError: shapes, devices or options do not fit, or the named backend refuses.
     """
+    check_tensors(x=x, values=values, bias=bias)
     x, values, bias = backends.autocast(x, values, bias)
     check_packed(x, values, mask, bias, 4)
     x, geometry = resolve(x, mask.shape, stride, padding, dilation, groups)

@@ -12,6 +12,7 @@ from . import backends, native
 from .bilinear import differentiable
 from .bitmask import BitMask
 from .choice import choose_packed, linear_work
+from .masked_linear import as_matrix, check_tensors
 from .packed_values import check_packed, kept_slots, scattered
 
 
@@ -36,12 +37,13 @@ def packed_linear(
         TypeError: an argument is of the wrong type or the dtypes differ.
         ValueError: shapes or devices do not fit, or the named backend refuses.
     """
+    check_tensors(x=x, values=values, bias=bias)
     x, values, bias = backends.autocast(x, values, bias)
     check_packed(x, values, mask, bias, 2)
     out, columns = mask.shape
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
-    y = _apply(x.reshape(-1, columns), values, mask.words, bias, (backend,))
+    y = _apply(as_matrix(x), values, mask.words, bias, (backend,))
     return y.reshape(*x.shape[:-1], out)
 
 

@@ -6,11 +6,13 @@ import math
 
 from torch import Tensor
 
+from ..arguments import typed
 from .bitmask import BitMask
 from .mask_bits import unpack_mask
 from .masked_linear import check_operands
 
 
+@typed
 def pack_values(weight: Tensor, mask: BitMask) -> Tensor:
     """The (kept,) values of ``weight`` at the slots that ``mask`` keeps, row by row; differentiable.
 
@@ -28,6 +30,7 @@ def pack_values(weight: Tensor, mask: BitMask) -> Tensor:
     return weight.masked_select(mask.to_bool())
 
 
+@typed
 def unpack_values(values: Tensor, mask: BitMask) -> Tensor:
     """The inverse: a tensor of the mask's shape with ``values`` at the slots kept, zero elsewhere; differentiable.
 

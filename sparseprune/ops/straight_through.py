@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from . import backends
 from .topk_mask import topk_mask
 
 
+@typed
 def straight_through_topk(
     scores: Sequence[Tensor], k: int, *, abs: bool = False, backend: str = backends.DEFAULT
 ) -> list[Tensor]:

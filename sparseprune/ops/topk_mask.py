@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import typed
 from . import backends
 from .bitmask import BitMask, as_rows
 from .mask_bits import count_mask, pack_reference, unpack_mask, unpack_reference, words_per_row
 from .products import FORMULAS, Product, as_operand, as_product, values_in_rows
 from .submask import keep_within
 from .survivor_scores import SurvivorScores
+
+MOST = 2**63 - 1  # what the op can be told; no tensor has as many
 
 
 class TopK(NamedTuple):
@@ -35,6 +38,7 @@ class TopK(NamedTuple):
     counts: Tensor
 
 
+@typed
 def topk_mask(
     scores: Sequence[Tensor | Product | SurvivorScores],
     k: int | Tensor,
@@ -175,7 +179,7 @@ class _Selection:
             [self.gradients[i] for i in tensors],
             candidates,
             [self.formulas[i] for i in tensors],
-            k,
+            min(k, MOST),
             k_tensor,
             self.largest,
             self.backend,
@@ -192,8 +196,6 @@ class _Selection:
 
 
 def _check_scores(scores: Sequence[Tensor | Product], absolute: bool, names: Sequence[str] | None) -> list[Product]:
-    if isinstance(scores, Tensor) or not isinstance(scores, Sequence):
-        raise TypeError(f"scores must be a list of tensors, got {type(scores).__name__}")
     if names is not None and len(names) != len(scores):
         raise ValueError(f"names must have one entry a tensor, got {len(names)} for {len(scores)}")
     products = []
@@ -223,8 +225,6 @@ def _check_k(k: int | Tensor, scores: Sequence[Product]) -> tuple[int, Tensor | 
         if k.dtype != torch.int64 or k.numel() != 1 or (scores and k.device != scores[0].device):
             raise ValueError(f"k must be one int64 on the scores' device, got {k.numel()} of {k.dtype} on {k.device}")
         return 0, k.reshape(1)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k must be an integer, got {type(k).__name__}")
     if k < 0:
         raise ValueError(f"k must be between 0 and the number of competing scores, got {k}")
     return k, None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..arguments import typed
 from ..data import LOADERS
 from ..files import write_atomically
 from ..training.settings import OPTIMIZERS, Settings
@@ -66,6 +67,7 @@ class Recipe:
         return cls._read(Node(values))
 
     @classmethod
+    @typed
     def load(cls, path: str | os.PathLike[str]) -> Recipe:
         """Check a recipe that is a YAML file.
 

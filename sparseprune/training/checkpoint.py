@@ -31,7 +31,10 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     if set(state) != set(KEYS):
         raise ValueError(f"state must have the keys {', '.join(KEYS)}, got {', '.join(state)}")
     payload = {"format": FORMAT, "version": VERSION, **state}
-    write_atomically(path, lambda file: torch.save(payload, file))
+    try:
+        write_atomically(path, lambda file: torch.save(payload, file))
+    except RuntimeError as error:  # torch's writer complains of what a full disk left, and hides that
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

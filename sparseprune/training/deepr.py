@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
@@ -42,6 +43,7 @@ class DeepR(DynamicSparseTraining):
     Source: Bellec et al. 2018, arXiv:1711.05136, algorithm 1.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,

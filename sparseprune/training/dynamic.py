@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn.dense_gradients import sparse_weights, unwatch_gradients, watch_gradients
 from .drop import Threshold, Topology, smallest, smallest_per_sign
@@ -65,6 +66,7 @@ class DynamicSparseTraining(Method):
         TypeError, ValueError: an argument is wrong.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -215,6 +217,7 @@ class RigL(NamedMethod):
     rules: ClassVar = {"drop": smallest, "grow": by_gradient, "gradients": "step"}
     default_fraction = staticmethod(cosine(0.3))
 
+    @typed
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, keep_regrown: bool = True, **options: Any
     ) -> None:
@@ -233,6 +236,7 @@ class SparseMomentum(NamedMethod):
     rules: ClassVar = {"drop": smallest, "redistribute": by_momentum, "grow": by_gradient, "gradients": "average"}
     default_fraction = staticmethod(cosine(0.5, 0.005))
 
+    @typed
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, decay: float = 0.9, **options: Any
     ) -> None:
@@ -248,9 +252,12 @@ class DSR(NamedMethod):
     rules: ClassVar = {"redistribute": by_survivors, "grow": at_random}
     default_fraction = staticmethod(cosine(0.01, 0.01))
 
+    @typed
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, threshold: float = 1e-3, **options: Any
     ) -> None:
+        if not 0 < threshold < math.inf:
+            raise ValueError(f"threshold must be a finite number above 0, got {threshold}")
         self.threshold = Threshold(threshold)
         super().__init__(model, optimizer, drop=self.threshold, **options)
 

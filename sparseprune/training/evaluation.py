@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..data import Dataset
 from .batches import read_batches
 
 
+@typed
 def evaluate(
     model: nn.Module,
     dataset: Dataset,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..ops.products import Product
@@ -40,6 +41,7 @@ class GradualPruning(Method):
     Source: Zhu and Gupta 2017, arXiv:1710.01878, equation 1.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -51,7 +53,7 @@ class GradualPruning(Method):
         every: int = 100,
         schedule: Callable[[float, float], float] = cubic,
         pattern: Pattern = Global(),
-        exclude: Exclude | tuple[Exclude, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
     ) -> None:
         every_one, held = all_kept(model, exclude), held_masks(model)
         start = Masks({name: held.get(name, mask) for name, mask in every_one.items()})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import scipy.linalg
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn import SparseLayer, held_masks, sparsify
 from ..nn.storage import as_stored, write_weight
 from ..ops.bitmask import BitMask
@@ -17,6 +18,7 @@ from .dynamic import averaged_over_ranks
 from .method import Method, check_count
 
 
+@typed
 def independent_columns(activations: Tensor, tolerance: float) -> list[int]:
     """Columns none of which the others before it explain: Gram-Schmidt, each time of the longest remainder.
 
@@ -27,15 +29,27 @@ def independent_columns(activations: Tensor, tolerance: float) -> list[int]:
         activations: [patterns, units].
         tolerance: in (0, 1].
 
+    Raises:
+        ValueError: ``activations`` are not a matrix of finite real numbers, or ``tolerance`` is out of range.
+
     >>> x = torch.eye(4)
     >>> independent_columns(torch.stack([x[0], x[1], x[0] + x[1], 0 * x[0]], 1), 0.05)
     [0, 1]
     """
-    norms = activations.double().norm(dim=0)
-    scaled = torch.where(norms > 0, activations.double() / norms, 0)
+    if activations.dim() != 2 or activations.is_complex() or not activations.isfinite().all():
+        raise ValueError(f"activations must be finite numbers [patterns, units], got shape {tuple(activations.shape)}")
+    _check_tolerance(tolerance)
+    activations = activations.detach().double()
+    norms = activations.norm(dim=0)
+    scaled = torch.where(norms > 0, activations / norms, 0)
     r, order = scipy.linalg.qr(scaled.cpu().numpy(), mode="r", pivoting=True, check_finite=False)
     chosen = sum(abs(r[i, i]) >= tolerance for i in range(min(r.shape)))
     return sorted(int(i) for i in order[:chosen])
+
+
+def _check_tolerance(tolerance: float) -> None:
+    if not 0 < tolerance <= 1:
+        raise ValueError(f"tolerance must be in (0, 1], got {tolerance}")
 
 
 class GramSchmidtTraining(Method):
@@ -63,6 +77,7 @@ class GramSchmidtTraining(Method):
     layers", Applied Soft Computing 9.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -72,10 +87,9 @@ class GramSchmidtTraining(Method):
         every: int,
         tolerance: float = 0.05,
         prune_after: int | None = None,
-        exclude: Exclude | tuple[Exclude, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
     ) -> None:
-        if not 0 < tolerance <= 1:
-            raise ValueError(f"tolerance must be in (0, 1], got {tolerance!r}")
+        _check_tolerance(tolerance)
         if not 0 < len(batch) <= 4096:
             raise ValueError(f"batch must have 1 to 4096 inputs, got {len(batch)}")
         self.every, self.tolerance = check_count("every", every), tolerance
@@ -83,9 +97,12 @@ class GramSchmidtTraining(Method):
         self.batch = batch
         held = held_masks(model)
         masks = {n: held.get(n, mask) for n, mask in all_kept(model, exclude).items() if len(mask.shape) == 2}
+        self.names = list(masks)
+        self.model = model
+        for inputs in self._inputs().values():  # what cannot be chosen from is an error while the model is as it was
+            independent_columns(inputs, tolerance)
         sparsify(model, masks, optimizer=optimizer)
         super().__init__(model, optimizer)
-        self.names = list(masks)
         self.frozen: dict[str, Tensor] = {}  # name -> bool [inputs]
         self.missed = {name: torch.zeros(mask.shape[1], dtype=torch.int64) for name, mask in masks.items()}
         self._before: list[tuple[Tensor, Tensor, Tensor]] = []

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn import SparseLayer
 from ..nn.base import whole, zero_outside
 from ..nn.dense_gradients import sparse_weights
-from ..nn.storage import attached, zero_state
+from ..nn.storage import attached, check_optimizer, zero_state
 from ..ops.bitmask import BitMask
 
 
+@typed
 def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
     """From here on every ``optimizer.step()`` leaves pruned weights and their state at exactly zero.
 
@@ -39,14 +41,14 @@ def attach(optimizer: torch.optim.Optimizer, model: nn.Module) -> Hold:
         A handle, whose ``remove()`` ends it; as a context manager it ends with the block.
 
     Raises:
-        TypeError: ``optimizer`` is no torch optimizer.
+        TypeError: ``optimizer`` is no torch optimizer, or ``model`` no module.
+        ValueError: ``optimizer`` holds none of the model's parameters.
 
     >>> layer = nn.Linear(2, 1)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     >>> hold = attach(optimizer, layer)
     """
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    check_optimizer(optimizer, model.parameters())
     return Hold(optimizer, model)
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn import held_masks, sparsify
 from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights, unwatch_gradients
-from ..nn.storage import check_resizable
+from ..nn.storage import check_optimizer, check_resizable
 
 
 class Values(Mapping[str, Tensor]):
@@ -48,17 +49,16 @@ class Method(AbstractContextManager):
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: the model has no sparse layer, or its weights are packed and sharded.
+        ValueError: the model has no sparse layer, its weights are packed and sharded, or ``optimizer`` holds none of them.
     """
 
+    @typed
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-        if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        weights = sparse_weights(model)
-        if not weights:
+        if not (weights := sparse_weights(model)):
             raise ValueError(f"model must hold masks (sparsify(model, masks)), got {type(model).__name__} without any")
         for layers in weights.values():
             check_resizable(layers[0])
+        check_optimizer(optimizer, [layers[0].parameter for layers in weights.values()])
         self.model, self.optimizer = model, optimizer
         self.steps = 0
         self._handles: list[RemovableHandle] = []

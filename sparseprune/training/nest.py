@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn.dense_gradients import unwatch_gradients, watch_gradients
 from .drop import Topology, share_of, smallest
 from .dynamic import averaged_over_ranks
@@ -35,6 +36,7 @@ class NeST(Method):
     Source: Dai et al. 2019, arXiv:1711.02017, algorithms 1 and 3.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,

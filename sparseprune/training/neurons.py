@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn import SparseLinear
 from ..nn.storage import set_masks, write_weight
 from ..ops.bitmask import BitMask
@@ -25,6 +26,7 @@ class Birth(NamedTuple):
     gradient: float
 
 
+@typed
 def bridging_gradients(
     model: nn.Module, layer: nn.Linear, following: nn.Linear, loss: Loss, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> Tensor:
@@ -38,7 +40,7 @@ def bridging_gradients(
         batches: (x, y).
 
     Raises:
-        ValueError: no batch.
+        ValueError: no batch, or the model does not run both layers.
 
     Source: Dai et al. 2019, arXiv:1711.02017, algorithm 2.
     """
@@ -58,6 +60,8 @@ def bridging_gradients(
         finally:
             for hook in hooks:
                 hook.remove()
+        if len(seen) < 2:
+            raise ValueError("layer and following must be layers that model runs, got one that it does not")
         [gradient] = torch.autograd.grad(value, seen["output"])
         part = len(x) * torch.einsum("...m,...n->mn", gradient, seen["input"])
         total = part if total is None else total + part
@@ -67,11 +71,13 @@ def bridging_gradients(
     return total / count
 
 
+@typed
 def free_units(layer: SparseLinear, following: SparseLinear) -> list[int]:
     """The units in between that have no connection, neither in nor out."""
     return (~layer.mask.to_bool().any(1) & ~following.mask.to_bool().any(0)).nonzero().flatten().tolist()
 
 
+@typed
 @torch.no_grad()
 def grow_neurons(
     layer: SparseLinear,
@@ -104,8 +110,6 @@ def grow_neurons(
 
     Source: Dai et al. 2019, arXiv:1711.02017, algorithm 2; one pair a unit, and ``rate``, are ours.
     """
-    if not isinstance(layer, SparseLinear) or not isinstance(following, SparseLinear):
-        raise ValueError(f"layer and following must be sparse, got {type(layer).__name__}, {type(following).__name__}")
     if following.in_features != layer.out_features:
         raise ValueError(f"following must take {layer.out_features} units, got {following.in_features}")
     if gradients.shape != (following.out_features, layer.in_features):

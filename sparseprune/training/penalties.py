@@ -13,6 +13,7 @@ all four and their gradients are zero. ``penalty.value(w)`` may be added to a lo
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +33,11 @@ class Penalty:
         """d value / d weight, in closed form."""
         raise TypeError(f"{type(self).__name__} must define gradient")
 
-    def __call__(self, model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = ()) -> Tensor:
+    def __call__(self, model: nn.Module, exclude: Exclude | Collection[Exclude] = ()) -> Tensor:
         return torch.stack([self.value(weight) for weight in prunable_parameters(model, exclude)]).sum()
 
     @torch.no_grad()
-    def add_gradients_(self, model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = ()) -> None:
+    def add_gradients_(self, model: nn.Module, exclude: Exclude | Collection[Exclude] = ()) -> None:
         """Add the gradients to ``weight.grad``, of weights that have one."""
         for weight in prunable_parameters(model, exclude):
             if weight.grad is not None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..nn import SparseLayer
 from ..nn.dense_gradients import sparse_weights
 from ..nn.storage import move_state, zero_state
 from ..ops.bitmask import BitMask
 from ..ops.packed_values import pack_values, unpack_values
 from .random_state import random_state, set_random_state
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What can be saved and loaded: a learning rate scheduler."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
 
 
 class Snapshot:
@@ -37,11 +47,12 @@ class Snapshot:
     True
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        scheduler: Any = None,
+        scheduler: Stateful | None = None,
         *,
         random: bool = False,
     ) -> None:

@@ -6,20 +6,22 @@ All are wrappers around a model, whose own parameters are frozen. ``wrapper(x)``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn import sparsify
 from ..ops.bitmask import BitMask
 from ..ops.straight_through import straight_through_topk
 from ..ops.topk_mask import topk_mask
 from ..pruning import Exclude, prunable
-from .method import check_share
+from .method import check_count, check_share
 from .random_state import derived_generator
 
 
@@ -36,7 +38,7 @@ class MaskedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, exclude: Exclude | tuple[Exclude, ...] = (), trained: tuple[str, ...] = ()
+        self, model: nn.Module, exclude: Exclude | Collection[Exclude] = (), trained: Collection[str] = ()
     ) -> None:
         super().__init__()
         weights = prunable(model, exclude)
@@ -101,6 +103,7 @@ class EdgePopup(MaskedModel):
     (torch.Size([1, 3]), {'weight': 6})
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -108,8 +111,8 @@ class EdgePopup(MaskedModel):
         density: float,
         scope: str = "layer",
         absolute: bool = True,
-        exclude: Exclude | tuple[Exclude, ...] = (),
-        trained: tuple[str, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
+        trained: Collection[str] = (),
     ) -> None:
         if scope not in ("layer", "global"):
             raise ValueError(f"scope must be layer or global, got {scope!r}")
@@ -150,18 +153,24 @@ class Piggyback(MaskedModel):
         start: above the threshold: everything is used at first.
         exclude, trained: see :class:`MaskedModel`.
 
+    Raises:
+        TypeError, ValueError: an argument is wrong; the model is as it was.
+
     Source: Mallya et al. 2018, arXiv:1801.06519, section 3.1.
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
         *,
         threshold: float = 5e-3,
         start: float = 1e-2,
-        exclude: Exclude | tuple[Exclude, ...] = (),
-        trained: tuple[str, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
+        trained: Collection[str] = (),
     ) -> None:
+        if not threshold < start < math.inf:
+            raise ValueError(f"start must be a finite number above threshold {threshold}, got {start}")
         self.threshold, self.start = threshold, start
         super().__init__(model, exclude, trained)
 
@@ -197,6 +206,7 @@ class BernoulliMasks(MaskedModel):
     Sources: Zhou et al. 2019, arXiv:1905.01067, section 5; Williams 1992, Machine Learning 8 (REINFORCE).
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
@@ -205,15 +215,16 @@ class BernoulliMasks(MaskedModel):
         rescale: bool = False,
         momentum: float = 0.9,
         seed: int = 0,
-        exclude: Exclude | tuple[Exclude, ...] = (),
-        trained: tuple[str, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
+        trained: Collection[str] = (),
     ) -> None:
         if gradient not in ("straight-through", "reinforce"):
             raise ValueError(f"gradient must be straight-through or reinforce, got {gradient!r}")
         self.gradient, self.rescale = gradient, rescale
         self.momentum = check_share("momentum", momentum)
+        generator = derived_generator(check_count("seed", seed, 0))
         super().__init__(model, exclude, trained)
-        self.generator = derived_generator(seed)
+        self.generator = generator
         self.baseline: float | None = None
         self._drawn: list[Tensor] = []
 

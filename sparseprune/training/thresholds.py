@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn.storage import write_weight
 from ..ops.bitmask import BitMask
@@ -15,6 +16,7 @@ from ..ops.bitmask import BitMask
 RULES = ("mean", "std", "around mean")
 
 
+@typed
 def threshold_masks(weights: Mapping[str, Tensor], rule: str, factor: float, masks: Masks | None = None) -> Masks:
     """Keep the weights that reach a threshold of their layer, which its live weights set.
 
@@ -68,6 +70,7 @@ def incoming_sums(weight: Tensor, p: int = 1) -> Tensor:
     return weight.detach().flatten(1).abs().pow(p).sum(1)
 
 
+@typed
 @torch.no_grad()
 def remove_weak_units(
     layer: nn.Linear, following: nn.Linear, factor: float, activation: nn.Module
@@ -80,17 +83,19 @@ def remove_weak_units(
 
     Args:
         layer, following: linear layers with only ``activation`` in between; ``following`` has a bias.
-        factor: of the mean sum.
+        factor: of the mean sum; not negative.
         activation: f, entry by entry.
 
     Returns:
         (masks named "layer" and "following", to be combined with those held by ``&``; bool [units], True = removed).
 
     Raises:
-        ValueError: the layers do not fit each other, or ``following`` has no bias.
+        ValueError: the factor is negative, the layers do not fit each other, or ``following`` has no bias.
 
     Source: Hagiwara 1994, Neurocomputing 6.
     """
+    if not 0 <= factor < math.inf:
+        raise ValueError(f"factor must be a finite number >= 0, got {factor}")
     if following.in_features != layer.out_features or following.bias is None:
         raise ValueError(
             f"following must take the {layer.out_features} units and have a bias, got {following.in_features} inputs"

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..arguments import typed
 from ..masks import Masks
 from ..nn import sparsify
 from ..ops.products import Product
 from ..ops.topk_mask import topk_mask
 from ..prunable import Exclude, all_kept
 from .method import Method, check_count, check_share
-from .rewind import Snapshot
+from .rewind import Snapshot, Stateful
 
 AFTERWARDS = ("weights", "learning rate", "nothing")
 
@@ -52,11 +54,12 @@ class LotteryTickets(Method):
     2020, arXiv:2003.02389 (learning rate).
     """
 
+    @typed
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        scheduler: Any = None,
+        scheduler: Stateful | None = None,
         *,
         steps_per_round: int,
         rounds: int,
@@ -66,7 +69,7 @@ class LotteryTickets(Method):
         rewind: str = "weights",
         rewind_to: int = 0,
         random: bool = False,
-        exclude: Exclude | tuple[Exclude, ...] = (),
+        exclude: Exclude | Collection[Exclude] = (),
     ) -> None:
         if scope not in ("global", "layer"):
             raise ValueError(f"scope must be global or layer, got {scope!r}")
@@ -151,14 +154,19 @@ class LotteryTickets(Method):
         self.snapshot.load_state_dict(state["snapshot"])
 
 
+@typed
 def scratch_epochs(epochs: int, dense_flops: float, pruned_flops: float) -> tuple[int, int]:
     """Epochs of training from scratch: (as many as the dense network: "E", as much computation: "B", at most twice).
+
+    Raises:
+        ValueError: ``epochs`` is not positive, or the FLOPs are not finite or not in this order.
 
     Source: Liu et al. 2019, arXiv:1810.05270, section 3.
 
     >>> scratch_epochs(160, 3, 2), scratch_epochs(160, 3, 1)
     ((160, 240), (160, 320))
     """
-    if not 0 < pruned_flops <= dense_flops:
+    check_count("epochs", epochs)
+    if not 0 < pruned_flops <= dense_flops < math.inf:
         raise ValueError(f"pruned_flops must be in (0, dense_flops], got {pruned_flops} of {dense_flops}")
     return epochs, round(epochs * min(dense_flops / pruned_flops, 2))

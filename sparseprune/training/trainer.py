@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..arguments import typed
 from ..data import Dataset
 from .batches import read_batches, training_order
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -48,6 +49,7 @@ class Progress:
     record: Epoch | None = None
 
 
+@typed
 def train(
     model: nn.Module,
     dataset: Dataset,

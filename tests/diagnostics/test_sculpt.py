@@ -242,7 +242,7 @@ def test_sizes_in_the_code_and_units_out_of_order_are_refused():
     [
         ({}, "parameters or flops must be given, got neither"),
         ({"parameters": 0}, "parameters must be a positive integer, got 0"),
-        ({"flops": 2.5}, "flops must be a positive integer, got 2.5"),
+        ({"flops": -2}, "flops must be a positive integer, got -2"),
         ({"flops": 9, "min_units": 0}, "min_units must be a positive integer, got 0"),
     ],
 )

@@ -91,7 +91,7 @@ def test_dropout_acts_in_training_only():
         (lambda: models.wide_resnet(4, 10), "depth must be 6n"),
         (lambda: models.wide_resnet(16, 0), "width must be a positive integer"),
         (lambda: models.wide_resnet(16, 1, dropout=1.0), r"dropout must be in \[0, 1\)"),
-        (lambda: models.resnet20(width=0.5), "width must be a positive integer"),
+        (lambda: models.resnet20(width=0), "width must be a positive integer"),
         (lambda: models.resnet20(shortcut="none"), "shortcut must be pad or conv, got 'none'"),
     ],
 )

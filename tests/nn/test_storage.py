@@ -358,3 +358,20 @@ def test_attached_optimizers_leave_overlays_and_packed_weights():
             optimizer.step()
         if storage == "overlay":
             assert torch.equal(model[4].weight.detach()[~masks["4.weight"]], hidden)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_packed_masks_change_while_the_last_loss_is_alive(compiled):
+    """As in a training loop, where ``loss`` is bound until the next forward has run."""
+    layer, x = sp.SparseLinear(8, 6), torch.randn(3, 8)
+    sp.set_storage(layer, "packed")
+    forward = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    optimizer = torch.optim.Adam(layer.parameters())
+    for kept in (30, 20, 40):
+        sp.sparsify(layer, {"weight": (torch.randperm(48) < kept).view(6, 8)}, optimizer=optimizer)
+        optimizer.zero_grad()
+        loss = forward(x).sum()
+        loss.backward()
+        expected = x.sum(0).expand(6, 8)[layer.mask.to_bool()]
+        torch.testing.assert_close(layer.weight_values.grad, expected)
+        optimizer.step()

@@ -164,9 +164,9 @@ ERRORS = {
     "group": (ValueError, "group must be positive and divide the 6 scores of a row, got 4", (ROW, 1, 4), {}),
     "group zero": (ValueError, "group must be positive and divide the 6", (ROW, 0, 0), {}),
     "group negative": (ValueError, "group must be positive and divide the 6", (ROW, 0, -3), {}),
-    "group float": (TypeError, "group must be an integer or None, got float", (ROW, 1, 3.0), {}),
-    "group bool": (TypeError, "group must be an integer or None, got bool", (ROW, 1, True), {}),
-    "list": (TypeError, "scores must be a tensor of float16, .*got list", ([ROW], 1), {}),
+    "group float": (TypeError, "group must be an integer, got float", (ROW, 1, 3.0), {}),
+    "group bool": (TypeError, "group must be an integer, got bool", (ROW, 1, True), {}),
+    "list": (TypeError, "scores must be a tensor or Product, got list", ([ROW], 1), {}),
     "integers": (
         TypeError,
         "w must be a tensor of float16, .*got a torch.int64 tensor",

@@ -51,10 +51,21 @@ def test_errors():
         kth_value(parts, 0)
     with pytest.raises(ValueError, match="k must be between 0 and the 3 competing scores, got 4"):
         kth_value(parts, 4)
-    for q in (-0.1, 1.1, float("nan"), "half", True):
+    for q in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"q must be a number in \[0, 1\], got"):
             quantile(parts, q)
     with pytest.raises(ValueError, match="tensors must hold at least one value, got none"):
         quantile([torch.ones(0)], 0.5)
+    with pytest.raises(TypeError, match="q must be a number, got str"):
+        quantile(parts, "half")
     with pytest.raises(ValueError, match="got NaN in b"):
         quantile([torch.ones(1), torch.tensor([torch.nan])], 0.5, names=["a", "b"])
+
+
+@pytest.mark.parametrize("q", [0.0, 0.2, 0.5, 0.7, 1.0])
+def test_quantiles_next_to_infinity(q):
+    """Finite + share of an infinite distance; only between both infinities nothing can be said."""
+    inf = float("inf")
+    assert float(quantile([torch.tensor([0.0, inf])], q)) == (inf if q else 0)
+    assert float(quantile([torch.tensor([0.0, -inf])], q)) == (-inf if q < 1 else 0)
+    assert quantile([torch.tensor([inf, -inf])], q).isnan() == (0 < q < 1)

@@ -86,6 +86,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["c.pt"]
 
 
+def test_a_full_disk_is_said_and_the_old_file_stays(tmp_path):
+    """torch's writer replaces the file's error by one of its own; the limit on a file's size stands for the disk."""
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, state(1.0))
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys, torch; from sparseprune.training import load_checkpoint, save_checkpoint\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); state = load_checkpoint(sys.argv[1])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: save_checkpoint(sys.argv[1], state)\n"
+        "except OSError as error: assert 'File too large' in str(error); sys.exit(3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == 3
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["c.pt"]
+
+
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "c.pt"
     save_checkpoint(path, state(1.0))

@@ -85,7 +85,6 @@ def test_wrong_arguments_are_named_and_change_nothing():
     model, good = network(), torch.ones(4, 5, dtype=torch.float64)
     before = sp.held_masks(model).digest()
     for call, words in (
-        (lambda: grow_neurons(model[0], model[4], good, count=1, rate=0.1), "layer and following must be sparse"),
         (lambda: grow_neurons(model[2], model[0], good, count=1, rate=0.1), "following must take 4 units, got 5"),
         (lambda: grow_neurons(model[0], model[2], good.T, count=1, rate=0.1), r"gradients must have shape \(4, 5\)"),
         (lambda: grow_neurons(model[0], model[2], good, count=4, rate=0.1), "count must be at most 3"),
@@ -94,4 +93,6 @@ def test_wrong_arguments_are_named_and_change_nothing():
     ):
         with pytest.raises(ValueError, match=words):
             call()
+    with pytest.raises(TypeError, match="following must be SparseLinear, got Linear"):
+        grow_neurons(model[0], model[4], good, count=1, rate=0.1)
     assert sp.held_masks(model).digest() == before

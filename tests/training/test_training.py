@@ -302,7 +302,7 @@ def test_evaluate_counts_and_restores_the_mode():
     ("wrong", "message"),
     [
         ({"epochs": 0}, "epochs must be an integer >= 1"),
-        ({"batch_size": 2.5}, "batch_size must be"),
+        ({"batch_size": 0}, "batch_size must be"),
         ({"lr": 0.0}, "lr must be"),
         ({"lr": math.nan}, "lr must be"),
         ({"momentum": 1.0}, "momentum must be"),
