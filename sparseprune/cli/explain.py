@@ -109,7 +109,7 @@ def calibrate_command(
     ] = None,
     debug: shared.Debug = False,
 ) -> None:
-    """Measure the kernels on this machine (about 20 seconds), so that choices fit it.
+    """Measure the kernels on this machine (about half a minute), so that choices fit it.
 
     The file is JSON: read it, delete it, or ship it with SPARSEPRUNE_COSTS=FILE. SPARSEPRUNE_COSTS=shipped ignores it.
     """

@@ -45,7 +45,7 @@ def to_semi_structured(model: ModelT, *, exclude: Iterable[str] = ()) -> ModelT:
 
     Source: Mishra et al. 2021, arXiv:2104.08378.
     """
-    groups = {n: g for n, g in sparse_weights(model, packed=True).items() if isinstance(g[0], SparseLinear)}
+    groups = {n: g for n, g in sparse_weights(model).items() if isinstance(g[0], SparseLinear)}
     exclude = set(exclude)
     if unknown := exclude - groups.keys():
         raise ValueError(f"exclude must name weights of sparse linear layers, {sorted(groups)}, got {sorted(unknown)}")

@@ -61,7 +61,7 @@ Sample = tuple[Work, Mapping[str, float]]
 def calibrate(path: Path | str | None = None) -> Path:
     """Measure on this machine, with the present number of threads, and write the file that choices are made by.
 
-    Takes 10 to 20 seconds. Nothing else of the package does this: without it the package's own constants are used.
+    Takes about half a minute. Nothing else of the package does this: without it the package's own constants are used.
 
     Args:
         path: the file; None means this processor's file in the user's cache folder, which is in use from now on.
