@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..arguments import typed
 from .base import Scores, Weights
 from .batches import Batches, Loss, batch_losses, check_data
 from .recursion import NoRuleError
@@ -14,6 +15,7 @@ from .second_order import check_diagonal, hessian_diagonal
 __all__ = ["OBD"]
 
 
+@typed
 @dataclass(frozen=True, eq=False)
 class OBD:
     """``score = h_j w_j^2 / 2`` with ``h_j = d2L / dw_j2``: the change of the loss on removal at a minimum.

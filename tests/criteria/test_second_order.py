@@ -200,7 +200,9 @@ def test_bad_arguments(kind):
         kind(F.cross_entropy, [], diagonal="fisher")
     with pytest.raises(ValueError, match="samples must be an integer of at least 1, got 0"):
         kind(F.cross_entropy, [], samples=0)
-    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got 1.5"):
+    with pytest.raises(ValueError, match="seed must be an integer of at least 0, got -1"):
+        kind(F.cross_entropy, [], seed=-1)
+    with pytest.raises(TypeError, match="seed must be an integer, got float"):
         kind(F.cross_entropy, [], seed=1.5)
     for diagonal in ("ggn", "exact", "recursion"):
         with pytest.raises(ValueError, match="batches must yield at least one"):

@@ -69,7 +69,9 @@ def build(folder: Path, edits: Mapping[str, Edit] | None = None, kernels: Sequen
         edited[name] = edit(original[name])
         if edited[name] == original[name]:
             raise ValueError(f"the edit of {name} must change it")
-    units = [_kernel_unit(name, edited if name in kernels else original) for name in KERNELS]
+    # The edited ones first: of the templates that several instantiate, the linker keeps the first.
+    names = sorted(KERNELS, key=lambda name: name not in kernels)
+    units = [_kernel_unit(name, edited if name in kernels else original) for name in names]
     headers = [*sorted((CSRC / "include/sparseprune/cuda").iterdir()), *sorted((HERE / "include").iterdir())]
     common = "\0".join([path.read_text() for path in [*headers, HERE / "memory.h"]])
     units.append(Unit("selftest", KERNEL_FLAGS, {"selftest.cpp": (HERE / "selftest.cpp").read_text()}))

@@ -175,7 +175,10 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path):
     assert not isinstance(caught.value, TrainingInterrupted)
 
 
-def test_without_a_checkpoint_ctrl_c_is_pythons_own():
+def test_without_a_checkpoint_ctrl_c_is_pythons_own(request):
+    # Where the tests run in the background of a shell, Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with pytest.raises(KeyboardInterrupt) as caught:
         train(
             small.network(),
