@@ -94,7 +94,8 @@ def _build(network: str, density: float, device: str, phase: str, side: str) -> 
 @torch.no_grad()
 def _check(reference: nn.Module, images: Tensor, logits: Tensor) -> None:
     """The outputs of the first call are those of the network with zeros, in float64."""
-    check_close("the output", logits, reference.double()(images.double()), "float32")
+    # Batch norm over eight images in channels_last brings the dense network itself to twelve times a layer's error.
+    check_close("the output", logits, reference.double()(images.double()), "float32", times=20)
 
 
 def rows(plan: Plan) -> Iterator[Row]:
