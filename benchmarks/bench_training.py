@@ -4,8 +4,8 @@ Each call is 60 optimizer steps of LeNet-300-100 with batches of 100; masks chan
 same without changes: what a method takes beyond it is the cost of its updates and of the gradients that they look at.
 "eager" multiplies weights by float masks and rewires with `topk` on whole tensors, as the papers' repositories do.
 
-Measured once on one thread of a shared AVX2 machine, process time over dense training's at density 0.1: fixed 1.2 (eager
-1.0), SET 1.9 (1.2), RigL 1.5 (1.4), SparseMomentum 2.2 (1.3), DSR 1.3; DeepR, which updates at every step, 5.6. At this
+Measured in results/training.md, on two threads that scatter by a quarter from run to run: masks in sparse layers take 1.3 to
+1.9 times as long as dense training, DeepR, which updates at every step, 6 to 8 times, eager masks 1.05 to 2. At this
 size every layer fits a cache and oneDNN's dense products are hard to beat, so masks in sparse layers are a loss here.
 """
 
