@@ -5,7 +5,8 @@ same without changes: what a method takes beyond it is the cost of its updates a
 "eager" multiplies weights by float masks and rewires with `topk` on whole tensors, as the papers' repositories do.
 
 Measured in results/training.md, on two threads that scatter by a quarter from run to run: masks in sparse layers take 1.3 to
-1.9 times as long as dense training, DeepR, which updates at every step, 6 to 8 times, eager masks 1.05 to 2. At this
+2.4 times as long as dense training, SparseMomentum 3.3 to 4.2 and DeepR, which updates at every step, 6 to 8 times; eager masks
+take 1.05 to 2.3. At this
 size every layer fits a cache and oneDNN's dense products are hard to beat, so masks in sparse layers are a loss here.
 """
 
