@@ -105,14 +105,8 @@ def _matches(rule: Exclude, name: str, module: nn.Module) -> bool:
     raise TypeError(f"exclude must be names, module types or predicates, got {type(rule).__name__}")
 
 
-def check_module(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-
-
 def check_model(model: nn.Module, exclude: Any) -> dict[str, nn.Parameter]:
     """Its :func:`prunable` weights; TypeError or ValueError where there is none, or one that cannot be pruned."""
-    check_module(model)
     params = prunable(model, exclude)
     if not params:
         raise ValueError(

@@ -19,7 +19,7 @@ from .ops.products import Product
 from .ops.survivor_scores import SurvivorScores
 from .patterns import Global, Pattern
 from .progress import Progress
-from .prunable import Exclude, check_model, check_module
+from .prunable import Exclude, check_model
 from .prunable import prunable as prunable
 from .runs import Run, with_same_masks
 from .schedules import exponential
@@ -86,7 +86,6 @@ def prune(
     >>> masks.count()
     10
     """
-    check_module(model)
     with dense_weights(model):
         params = check_model(model, exclude)
         start = _check_start(masks, params)
@@ -97,6 +96,7 @@ def prune(
     return run.masks
 
 
+@typed
 def prune_many(
     model: nn.Module | Sequence[nn.Module],
     criterion: Callable[[nn.Module, dict[str, nn.Parameter]], Mapping[str, Tensor]],
@@ -123,8 +123,8 @@ def prune_many(
     first step. A criterion without ``plan`` is called for one run after the other.
 
     Args:
-        model, sparsity, density, keep, steps, schedule, pattern, min_per_layer, masks: as for ``prune``; or a list
-            with an entry for each run. What is no list holds for all of them.
+        model, sparsity, density, keep, steps, schedule, pattern, min_per_layer, masks: as for ``prune``; or a sequence
+            with an entry for each run. What is none holds for all of them.
         criterion, exclude, example_input, trace: as for ``prune``.
         progress: called with a :class:`Progress` after every step of every run; its ``run`` says of which.
         finished: called with a run's number, counted from 0, and its masks when it ends.
@@ -144,8 +144,6 @@ def prune_many(
              "pattern": pattern, "min_per_layer": min_per_layer}  # fmt: skip
     check_criterion(criterion)
     rows = _rows({"model": model, "masks": masks, **given})
-    for row in rows:
-        check_module(row["model"])
     with ExitStack() as stack:
         for each in {id(row["model"]): row["model"] for row in rows}.values():
             stack.enter_context(dense_weights(each))
@@ -161,7 +159,7 @@ def prune_many(
 
 def _rows(given: dict[str, Any]) -> list[dict[str, Any]]:
     """The arguments of each run."""
-    lengths = {name: len(value) for name, value in given.items() if isinstance(value, (list, tuple))}
+    lengths = {name: len(value) for name, value in given.items() if isinstance(value, Sequence)}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"lists must have an entry for each run, got lengths {lengths}")
     count = next(iter(lengths.values()), 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
+
+import torch
 
 Work = Callable[..., Any]
 
@@ -23,7 +24,7 @@ def in_processes(work: Work, tasks: Sequence[tuple], count: int) -> Iterator[Any
         what ``work`` raises, first come; what else runs then is ended, as when the caller stops.
     """
     others = set(multiprocessing.active_children())
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    threads = max(1, torch.get_num_threads() // count)
     # Spawned: a fork of a process whose OpenMP threads have started hangs.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(count, len(tasks)), context, initializer=_begin, initargs=(threads,))
@@ -39,8 +40,6 @@ def in_processes(work: Work, tasks: Sequence[tuple], count: int) -> Iterator[Any
 
 
 def _begin(threads: int) -> None:
-    import torch
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first one ends us
     torch.set_num_threads(threads)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor
 
+from ..arguments import typed
 from ..ops.bitmask import BitMask
 from .base import SparseLayer
 from .convert import become_dense
@@ -21,6 +22,7 @@ HALVES = (torch.float16, torch.bfloat16)
 MIN_CAPABILITY = (8, 0)
 
 
+@typed
 def to_semi_structured(model: ModelT, *, exclude: Iterable[str] = ()) -> ModelT:
     """Hand 2:4 weights over to the GPU's sparse tensor cores: in place, for inference, and the model is returned.
 

@@ -40,8 +40,8 @@ def set_storage(model: ModelT, storage: str, *, optimizer: torch.optim.Optimizer
 
     Raises:
         TypeError: ``optimizer`` is no torch optimizer.
-        ValueError: ``storage`` is none of these; ``optimizer`` holds none of the weights; packed on the meta device, where a mask has no values, or of a
-            sharded weight. Nothing is changed then.
+        ValueError: ``storage`` is none of these; ``optimizer`` holds none of the weights; packed on the meta device,
+            where a mask has no values, or of a sharded weight. Nothing is changed then.
 
     >>> layer = set_storage(sp.SparseLinear(4, 2, mask=torch.eye(2, 4).bool()), "packed")
     >>> [(name, tuple(parameter.shape)) for name, parameter in layer.named_parameters()]
@@ -91,6 +91,7 @@ def check_resizable(layer: nn.Module) -> None:
         )
 
 
+@typed
 @contextmanager
 def dense_weights(model: nn.Module) -> Iterator[None]:
     """Inside, packed weights are owned ones, for what looks at whole weights; then they are packed again.

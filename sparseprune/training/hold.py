@@ -72,9 +72,10 @@ class Hold(AbstractContextManager):
         """End it; masks and weights stay as they are."""
         for handle in self._handles:
             handle.remove()
-        if (optimizer := self._optimizer()) is not None:
-            for optimizers in attached.values():
-                optimizers.discard(optimizer)
+        optimizer, model = self._optimizer(), self._model()
+        if optimizer is not None and model is not None:
+            for layer in chain.from_iterable(sparse_weights(model).values()):
+                attached.get(layer, set()).discard(optimizer)
 
     def __exit__(self, *_: Any) -> None:
         self.remove()

@@ -101,3 +101,16 @@ def test_a_step_looks_once(counted):
         optimizer.step()
         assert torch.equal(weight != 0, mask.to_bool())
     assert counted.count("_look") == 2 and counted.count("count_mask") == 1
+
+
+def test_what_has_died_is_forgotten_and_never_taken_for_another():
+    memory = known._Memory()
+    first, second = torch.zeros(1), torch.zeros(1)
+    memory.put(first, (0, 0), "first")
+    memory._found[id(second)] = memory._found[id(first)]  # as if it had the number of the first
+    assert memory.get(first, (0, 0)) == "first" and memory.get(second, (0, 0)) is None
+    del memory._found[id(second)]
+    memory.put(first, (1, 0), "changed")
+    assert memory.get(first, (0, 0)) is None and memory.get(first, (1, 0)) == "changed"
+    del first
+    assert not memory._found

@@ -145,6 +145,20 @@ def test_attached_state_follows_set_mask(make_optimizer, one_kernel):
         assert_same(a, b)
 
 
+def test_an_optimizer_of_two_models_is_let_go_of_by_one():
+    models = [sp.SparseLinear(8, 4, mask=torch.rand(4, 8) < 0.5) for _ in range(2)]
+    optimizer = torch.optim.SGD([p for model in models for p in sp.set_storage(model, "packed").parameters()], 0.1, 0.9)
+    for model in models:
+        model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    holds = [tr.attach(optimizer, model) for model in models]
+    holds[0].remove()
+    for model, follows in zip(models, (False, True), strict=True):
+        model.set_mask(torch.ones(4, 8).bool())
+        momentum = optimizer.state[model.weight_values]["momentum_buffer"]
+        assert (momentum.shape == model.weight_values.shape) is follows
+
+
 @optimizers
 def test_rewinding(make_optimizer, one_kernel):
     ends = []
@@ -170,7 +184,7 @@ def test_rewinding(make_optimizer, one_kernel):
         assert_same(a, b)
 
 
-def test_grown_neurons_and_penalties_and_weak_units():
+def test_grown_neurons_and_penalties_and_weak_units(one_kernel):
     ends = []
     for storage in ("owned", "packed"):
         torch.manual_seed(0)
@@ -205,7 +219,7 @@ CRITERIA = {
 
 
 @pytest.mark.parametrize("make", CRITERIA.values(), ids=CRITERIA)
-def test_prune_chooses_the_same_and_changes_nothing(make):
+def test_prune_chooses_the_same_and_changes_nothing(make, one_kernel):
     x, found = torch.randn(12, 1, 4, 4), []
     for storage in ("owned", "packed"):
         model, optimizer, _ = start(storage, OPTIMIZERS["Adam"])
