@@ -41,16 +41,17 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def(
       "packed_conv2d_values_grad(Tensor grad, Tensor x, Tensor words, int kept, int[] kernel, int[] stride, "
       "int[] padding, int[] dilation, int groups) -> Tensor");
-  m.def("pack_columns(Tensor weight, Tensor words, int groups, int entries) -> Tensor[]");
+  m.def("pack_rows(Tensor weight, Tensor words, int entries) -> Tensor[]");
   m.def(
-      "narrow_columns(Tensor starts, Tensor rows, Tensor values, Tensor cursors, Tensor kept, int entries) -> "
-      "Tensor[]");
+      "narrow_rows(Tensor starts, Tensor columns, Tensor values, int height, int row_cols, Tensor kept, int entries) "
+      "-> Tensor[]");
   m.def(
-      "columns_product(Tensor starts, Tensor rows, Tensor values, Tensor cursors, Tensor x, Tensor? scale) -> "
-      "Tensor");
+      "rows_product(Tensor starts, Tensor columns, Tensor values, int height, int row_cols, int groups, Tensor x, "
+      "Tensor? scale) -> Tensor");
   m.def(
-      "columns_gradients(Tensor starts, Tensor rows, Tensor values, Tensor cursors, Tensor grad, Tensor x, "
-      "Tensor? scale, bool input_grad) -> Tensor[]");
+      "rows_gradients(Tensor starts, Tensor columns, Tensor values, int height, int row_cols, int groups, Tensor grad, "
+      "Tensor x, Tensor? scale, bool input_grad) -> Tensor[]");
+  m.def("dense_scores(Tensor weight, Tensor grad, Tensor x, Tensor(a!) scores, bool input_grad) -> Tensor[]");
   m.def("map_positions(Tensor x, Tensor runs, Tensor factors, int width, bool backward) -> Tensor");
   m.def("max_positions(Tensor x, Tensor windows, int width) -> Tensor[]");
   m.def("max_positions_grad(Tensor grad, Tensor winners, int width) -> Tensor");

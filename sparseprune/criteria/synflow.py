@@ -118,10 +118,12 @@ class SynFlowStep:
 
     def __call__(self, masks: Masks | None = None) -> Scores:
         """The scores of :meth:`products` as tensors."""
-        return tensors_of(self.products(masks))
+        return {name: score.clone() for name, score in tensors_of(self.products(masks)).items()}
 
     def products(self, masks: Masks | None = None) -> dict[str, Product | SurvivorScores]:
         """``|w . m| dR/d|w . m|`` divided by a power of two, the same for all; zero everywhere if nothing flows.
+
+        They hold until the next call, which writes over them.
 
         Args:
             masks: weights without one are kept whole.
@@ -135,8 +137,7 @@ class SynFlowStep:
         kept = {name: self._mask(name, masks) for name in {*lowered.weights, *self._names}}
         scores = lowered.scores({name: kept[name] for name in lowered.weights})
         value, exponent = lowered.flow
-        peaks = [s.gradient if isinstance(s, Product) else s.values for s in scores.values()]
-        self._check_range([value, *(float(peak.amax()) for peak in peaks if peak.numel())])
+        self._check_range([value, lowered.peak])
         self.log2_flow = math.log2(value) + exponent if value > 0 else -math.inf
         unread = [name for name in self._names if name not in scores]
         scores |= {name: SurvivorScores(torch.zeros(kept[name].count()), kept[name]) for name in unread}

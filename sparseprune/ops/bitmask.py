@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import typed
+from .known import count_kept
 from .mask_bits import count_mask, pack_mask, unpack_mask, words_per_row
 
 
@@ -104,7 +105,7 @@ class BitMask:
 
     def count(self) -> int:
         """How many are kept."""
-        return int(self.row_counts().sum())
+        return count_kept(self.words)
 
     def numel(self) -> int:
         """How many there are."""

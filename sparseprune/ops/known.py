@@ -39,7 +39,7 @@ class _Memory:
         self._found[number] = (ref(tensor, lambda _: self._found.pop(number, None)), state, value)
 
 
-_counts, _zeros = _Memory(), _Memory()
+_counts, _zeros, _parts = _Memory(), _Memory(), _Memory()
 
 
 def count_kept(words: Tensor) -> int:
@@ -51,6 +51,25 @@ def count_kept(words: Tensor) -> int:
         if state:
             _counts.put(words, state, count)
     return count
+
+
+def remember_count(words: Tensor, count: int) -> None:
+    """What whoever made a mask has counted already."""
+    if state := _state(words):
+        _counts.put(words, state, count)
+
+
+def remember_part(words: Tensor, whole: Tensor, kept: Tensor) -> None:
+    """``words`` are those of ``whole``'s set bits, counted row by row, whose bit in ``kept`` is set."""
+    states = _state(words), _state(whole), _state(kept)
+    if all(states):
+        _parts.put(words, states[:2], (ref(whole), kept, states[2]))
+
+
+def known_part(words: Tensor, whole: Tensor) -> Tensor | None:
+    """The ``kept`` that was remembered of the two, if they and it are as they were."""
+    found = _parts.get(words, (_state(words), _state(whole)))
+    return found[1] if found is not None and found[0]() is whole and _state(found[1]) == found[2] else None
 
 
 def is_zero_outside(weight: Tensor, words: Tensor) -> bool:

@@ -7,16 +7,22 @@ from torch import Tensor
 
 from . import backends
 from .bitmask import BitMask
+from .known import known_part, remember_count, remember_part
 from .mask_bits import pack_mask, unpack_mask
 
 
 def keep_within(mask: BitMask, kept: BitMask, *, backend: str = backends.DEFAULT) -> BitMask:
     """The mask of those of ``mask``'s weights that ``kept`` [their number] keeps."""
-    return BitMask._trusted(backends.call_again("spread_bits", SPREAD, backend, mask.words, kept.words), mask.shape)
+    words = backends.call_again("spread_bits", SPREAD, backend, mask.words, kept.words)
+    remember_count(words, kept.count())
+    remember_part(words, mask.words, kept.words)
+    return BitMask._trusted(words, mask.shape)
 
 
 def within(mask: BitMask, part: BitMask, count: int, *, backend: str = backends.DEFAULT) -> tuple[BitMask, int, int]:
     """The inverse: which of ``mask``'s ``count`` weights ``part`` keeps, how many those are, and how many others."""
+    if (known := known_part(part.words, mask.words)) is not None:
+        return BitMask._trusted(known, (count,)), part.count(), 0
     words, counts = backends.call_again("collect_bits", COLLECT, backend, mask.words, part.words, count)
     return BitMask._trusted(words, (count,)), *counts.tolist()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..arguments import typed
 from . import backends
 from .bitmask import BitMask, as_rows
+from .known import remember_count
 from .mask_bits import count_mask, pack_reference, unpack_mask, unpack_reference, words_per_row
 from .products import FORMULAS, Product, as_operand, as_product, values_in_rows
 from .submask import keep_within
@@ -107,6 +108,9 @@ def topk_mask(
         bounds = _check_bounds(floors, ceilings, sizes, k)
         words, threshold, counts = selection.best_within(k, *bounds)
     kept = [BitMask._trusted(w, p.shape) for w, p in zip(words, products, strict=True)]
+    if check:  # which has waited for a GPU already
+        for w, count in zip(words, counts.tolist(), strict=True):
+            remember_count(w, count)
     return TopK(kept, threshold[0], counts)
 
 

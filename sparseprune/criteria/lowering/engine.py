@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ...ops import backends, native
 from ...ops.position_maps import map_positions, max_positions, max_positions_grad
 from ...ops.products import Product
-from ...ops.sparse_columns import MOST_ROWS, SparseColumns
+from ...ops.sparse_rows import MOST_COLUMNS, SparseRows
 from ...ops.submask import within
 from ...ops.survivor_scores import SurvivorScores
 from ..cuts import cut_nodes
@@ -69,6 +69,7 @@ class LoweredNetwork:
     Attributes:
         weights: name -> ``|w|`` of the layers' weights.
         flow: R of the last run as ``(value, exponent)``: ``value * 2^exponent``.
+        peak: the largest ``dR/d|w|`` of that run's scores, divided by the same power of two.
 
     Raises:
         NotLoweredError: the model has something that programs have no node for; the message says what.
@@ -106,14 +107,16 @@ class LoweredNetwork:
             for name, weight in kept.items()
         }
         for name, weight in self.weights.items():
-            if weight.shape[0] > MOST_ROWS:
-                raise NotLoweredError(f"{name} has more than {MOST_ROWS:,} rows")
+            if weight[:1].numel() > MOST_COLUMNS:
+                raise NotLoweredError(f"{name} has more than {MOST_COLUMNS:,} values a row")
         self._masks: dict[str, BitMask] = {}
-        self._layers: dict[str, SparseColumns | DenseLayer] = {}
-        self.flow = (math.nan, 0)
+        self._layers: dict[str, SparseRows | DenseLayer] = {}
+        self.flow, self.peak = (math.nan, 0), 0.0
 
     def scores(self, masks: Mapping[str, BitMask]) -> dict[str, Product | SurvivorScores]:
         """``|w| dR/d|w|`` of the weights that ``masks`` keep, all divided by one power of two.
+
+        They hold until this is called again, which writes over them.
 
         Args:
             masks: of every layer's weight.
@@ -148,18 +151,18 @@ class LoweredNetwork:
         if before is mask:
             return
         layer, weight = self._layers.get(name), self.weights[name]
-        if isinstance(layer, SparseColumns):
+        if isinstance(layer, SparseRows):
             kept, count, others = within(before, mask, len(layer.values), backend=self._backend)
             if others == 0:
                 self._layers[name] = layer.narrow(kept, count)
                 return
         dense = mask.count() >= DENSE_ABOVE * weight.numel() and self._groups[name] == 1
         if dense and isinstance(layer, DenseLayer) and mask & before == mask:
-            layer.narrow(mask)
+            layer.narrow(before, mask)
         elif dense:
             self._layers[name] = DenseLayer(weight, mask, self._backend)
         else:
-            self._layers[name] = SparseColumns.pack(weight, mask, self._groups[name], self._backend)
+            self._layers[name] = SparseRows.pack(weight, mask, self._groups[name], self._backend)
 
     def _forward(self, step: _Step, values: list[Tensor]) -> Tensor:
         node, width = step.node, step.layout.width
@@ -181,6 +184,7 @@ class LoweredNetwork:
     def _backward(self, gradient: Tensor) -> dict[str, Tensor | Product]:
         gradients = {self._steps[-1].node: gradient}
         scores: dict[str, Tensor | Product] = {}
+        self.peak = 0.0
         for step in reversed(self._steps):
             node, gradient = step.node, gradients.pop(step.node, None)
             if gradient is None:
@@ -198,8 +202,10 @@ class LoweredNetwork:
             return [max_positions_grad(gradient, step.winners, step.sources[0], backend=self._backend)]
         if node.kind is Kind.LAYER:
             layer = self._layers[node.weight]
-            inner, found = layer.gradients(gradient, step.columns, step.scale, step.weighted[0])
-            scores[node.weight] = _sum(scores[node.weight], found) if node.weight in scores else found
+            earlier = _own(scores[node.weight]) if node.weight in scores else None
+            inner, found, peak = layer.gradients(gradient, step.columns, step.scale, step.weighted[0])
+            scores[node.weight] = found if earlier is None else _sum(earlier, found)
+            self.peak = max(self.peak, float(peak))
             parts = [inner.reshape(node.inputs[0].channels, -1)] if step.weighted[0] else [inner]
         elif node.kind is Kind.SCALE:
             parts = [gradient * step.scale[:, None]]
@@ -270,9 +276,14 @@ def _groups(nodes: list[Node]) -> dict[str, int]:
     return found
 
 
+def _own(scores: Tensor | Product) -> Tensor | Product:
+    """In memory that the layer's next use does not write to."""
+    return Product(scores.weight.clone(), None, "w") if isinstance(scores, Product) else scores
+
+
 def _sum(a: Tensor | Product, b: Tensor | Product) -> Tensor | Product:
     """The scores of a weight over two of its uses."""
-    return Product(a.weight, a.gradient + b.gradient, a.formula) if isinstance(a, Product) else a + b
+    return Product(a.weight + b.weight, None, "w") if isinstance(a, Product) else a + b
 
 
 def _power_of_two(largest: float) -> tuple[float, int]:

@@ -7,7 +7,7 @@ import torch
 from cases import Backend, backends
 
 from sparseprune import BitMask
-from sparseprune.ops.sparse_columns import MOST_ROWS, PRODUCT, SparseColumns
+from sparseprune.ops.sparse_rows import MOST_COLUMNS, PRODUCT, SparseRows
 from sparseprune.ops.submask import within
 
 BACKENDS = [*backends(PRODUCT), Backend("reference"), Backend("auto")]
@@ -15,7 +15,10 @@ CASES = [  # rows, columns of a row, groups, width, density
     (1, 1, 1, 1, 1.0),
     (3, 5, 1, 4, 0.5),
     (64, 9, 1, 8, 0.3),
-    (300, 70, 1, 24, 0.1),  # two bands
+    (300, 70, 1, 24, 0.1),
+    (3, 65536, 1, 4, 0.2),  # columns beyond 32,767, which are negative as int16
+    (20, 5000, 1, 16, 0.6),  # more blocks, which narrowing joins
+    (9, 700, 1, 32, 0.4),
     (257, 7, 1, 16, 0.0),
     (12, 9, 3, 40, 0.6),
     (8, 9, 8, 1, 0.7),  # depthwise
@@ -44,9 +47,9 @@ def test_against_a_dense_matrix(backend, dtype, case):
     scale = torch.rand(rows, dtype=dtype)
     tolerance = {"rtol": 1e-5 if dtype == torch.float32 else 1e-13, "atol": 0}
     with backend.forced():
-        packed = SparseColumns.pack(weight, BitMask.from_bool(mask), groups, backend.name)
+        packed = SparseRows.pack(weight, BitMask.from_bool(mask), groups, backend.name)
         for s in (None, scale):
-            y, (inner, scores) = packed.product(x, s), packed.gradients(grad, x, s)
+            y, (inner, scores, peak) = packed.product(x, s), packed.gradients(grad, x, s)
             g = grad.double() if s is None else grad.double() * s.double()[:, None]
             factor = 1 if s is None else s.double()[:, None]
             torch.testing.assert_close(y.double(), factor * (dense @ x.double()), **tolerance)
@@ -54,7 +57,9 @@ def test_against_a_dense_matrix(backend, dtype, case):
             whole = dense * (g @ x.double().t())
             own = torch.stack([whole[r].view(groups, columns)[r // (rows // groups)] for r in range(rows)])
             torch.testing.assert_close(scores.double(), own[mask], **tolerance)
-        nothing, again = packed.gradients(grad, x, scale, input_grad=False)
+            largest = (own[mask] / weight[mask].double()).amax() if mask.any() else torch.zeros(()).double()
+            torch.testing.assert_close(peak.double(), largest[None], **tolerance)
+        nothing, again, _ = packed.gradients(grad, x, scale, input_grad=False)
         assert nothing.numel() == 0 and torch.equal(again, scores)
 
 
@@ -65,12 +70,12 @@ def test_narrowed_is_packed_under_fewer(backend, case):
     for share in (1.0, 0.9, 0.3, 0.0):
         fewer = mask & (torch.rand(mask.shape) < share)
         with backend.forced():
-            before = SparseColumns.pack(weight, BitMask.from_bool(mask), case[2], backend.name)
+            before = SparseRows.pack(weight, BitMask.from_bool(mask), case[2], backend.name)
             kept, count, others = within(BitMask.from_bool(mask), BitMask.from_bool(fewer), len(before.values))
             narrowed = before.narrow(kept, count)
-            expected = SparseColumns.pack(weight, BitMask.from_bool(fewer), case[2], backend.name)
+            expected = SparseRows.pack(weight, BitMask.from_bool(fewer), case[2], backend.name)
         assert (count, others) == (int(fewer.sum()), 0)
-        for name in ("starts", "rows", "values", "cursors"):
+        for name in ("starts", "columns", "values"):
             assert torch.equal(getattr(narrowed, name), getattr(expected, name)), name
 
 
@@ -84,7 +89,7 @@ def test_results_do_not_depend_on_threads_or_levels():
         x, grad = torch.rand(900, 40), torch.rand(300, 40)
         try:
             with backend.forced():
-                packed = SparseColumns.pack(weight, BitMask.from_bool(mask), 1, backend.name)
+                packed = SparseRows.pack(weight, BitMask.from_bool(mask), 1, backend.name)
                 results.append((packed.product(x), *packed.gradients(grad, x), packed.values))
         finally:
             torch.set_num_threads(before)
@@ -96,9 +101,9 @@ def test_results_do_not_depend_on_threads_or_levels():
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"mask must have the weight's shape \(2, 3\), got \(3, 2\)"):
-        SparseColumns.pack(torch.ones(2, 3), BitMask.ones((3, 2)))
-    with pytest.raises(ValueError, match="weight must have at most 65,536 rows, got 65,537"):
-        SparseColumns.pack(torch.ones(MOST_ROWS + 1, 1), BitMask.ones((MOST_ROWS + 1, 1)))
-    packed = SparseColumns.pack(torch.ones(2, 3), BitMask.ones((2, 3)))
+        SparseRows.pack(torch.ones(2, 3), BitMask.ones((3, 2)))
+    with pytest.raises(ValueError, match="weight must have at most 65,536 values a row, got 65,537"):
+        SparseRows.pack(torch.ones(1, MOST_COLUMNS + 1), BitMask.ones((1, MOST_COLUMNS + 1)))
+    packed = SparseRows.pack(torch.ones(2, 3), BitMask.ones((2, 3)))
     with pytest.raises(RuntimeError, match="`x` must have 1, 4 or a multiple of 8 columns, got 5"):
         packed.product(torch.ones(3, 5))
