@@ -1,6 +1,7 @@
 #include <sparseprune/position_maps.h>
 
 #include "common.h"
+#include "scratch.h"
 
 namespace sparseprune {
 namespace {
@@ -19,16 +20,31 @@ void for_channels(const Parallel& parallel, int64_t channels, int64_t width, T* 
 }  // namespace
 
 template <Isa isa, class T>
-void map_positions(const T* x, const Run* runs, const T* factors, int64_t count, int64_t channels, int64_t from_width,
-                   int64_t to_width, bool backward, T* y, const Parallel& parallel) {
-  for_channels(parallel, channels, from_width, y, to_width, [&](int64_t c, T* out) {
-    const T* const in = x + c * from_width;
-    for (int64_t r = 0; r < count; ++r) {
-      const Run run = runs[r];
-      const T* const from = in + (backward ? run.to : run.from);
-      T* const to = out + (backward ? run.from : run.to);
-      const T factor = factors[r];
-      for (int32_t i = 0; i < run.length; ++i) to[i] += factor * from[i];
+void map_positions(const T* x, const int32_t* starts, const int32_t* sources, const T* factors, int64_t channels,
+                   int64_t from_width, int64_t to_width, T* y, const Parallel& parallel) {
+  bool copies = true;  // each position is one of x, or 0
+  for (int64_t j = 0; copies && j < to_width; ++j) copies = starts[j + 1] - starts[j] <= 1;
+  for (int32_t e = 0; copies && e < starts[to_width]; ++e) copies = factors[e] == T{1};
+  Scratch<int32_t> picked(copies ? to_width : 0);
+  for (int64_t j = 0; copies && j < to_width; ++j)
+    picked[j] = starts[j] < starts[j + 1] ? sources[starts[j]] : static_cast<int32_t>(from_width);
+  const int64_t grain = grain_of((from_width + to_width) * static_cast<int64_t>(sizeof(T)));
+  for_ranges(parallel, channels, grain, [&](int64_t begin, int64_t end) {
+    Scratch<T> line(from_width + 1);
+    line[from_width] = 0;
+    for (int64_t c = begin; c < end; ++c) {
+      const T* const in = x + c * from_width;
+      T* const out = y + c * to_width;
+      if (copies) {
+        std::memcpy(line.get(), in, static_cast<size_t>(from_width) * sizeof(T));
+        for (int64_t j = 0; j < to_width; ++j) out[j] = line[picked[j]];
+        continue;
+      }
+      for (int64_t j = 0; j < to_width; ++j) {
+        T sum = 0;
+        for (int32_t e = starts[j]; e < starts[j + 1]; ++e) sum += factors[e] * in[sources[e]];
+        out[j] = sum;
+      }
     }
   });
 }
@@ -62,8 +78,8 @@ void max_positions_grad(const T* grad, const int32_t* winners, int64_t channels,
 }
 
 #define SPARSEPRUNE_INSTANTIATE(T)                                                                             \
-  template void map_positions<Isa::SPARSEPRUNE_ISA>(const T*, const Run*, const T*, int64_t, int64_t, int64_t, \
-                                                    int64_t, bool, T*, const Parallel&);                       \
+  template void map_positions<Isa::SPARSEPRUNE_ISA>(const T*, const int32_t*, const int32_t*, const T*,        \
+                                                    int64_t, int64_t, int64_t, T*, const Parallel&);           \
   template void max_positions<Isa::SPARSEPRUNE_ISA>(const T*, const int32_t*, int64_t, int64_t, int64_t,       \
                                                     int64_t, int64_t, T*, int32_t*, const Parallel&);          \
   template void max_positions_grad<Isa::SPARSEPRUNE_ISA>(const T*, const int32_t*, int64_t, int64_t, int64_t,  \

@@ -1,5 +1,6 @@
 #include <sparseprune/position_maps.h>
 
+#include <utility>
 #include <vector>
 
 #include "cpu_common.h"
@@ -13,26 +14,31 @@ void check_int(const Tensor& tensor, const char* name, int64_t cols) {
   if (cols > 0) check_size(tensor, name, 1, cols);
 }
 
-Tensor map_positions(const Tensor& x, const Tensor& runs, const Tensor& factors, int64_t width, bool backward) {
+Tensor map_positions(const Tensor& x, const Tensor& starts, const Tensor& sources, const Tensor& factors) {
   check_layout(x, "x", 2);
   check_real(x, "x");
-  check_int(runs, "runs", 3);
+  for (const auto& [tensor, name] : {std::pair(&starts, "starts"), std::pair(&sources, "sources")}) {
+    check_layout(*tensor, name, 1);
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Int, "`", name, "` must be an int32 tensor, got another dtype");
+  }
   check_layout(factors, "factors", 1);
-  check_size(factors, "factors", 0, runs.size(0));
+  check_size(factors, "factors", 0, sources.size(0));
   check_same_type(factors, "factors", x, "x");
-  const Run* const run = static_cast<const Run*>(runs.const_data_ptr());
-  const int64_t from_width = backward ? width : x.size(1), to_width = backward ? x.size(1) : width;
-  for (int64_t i = 0; i < runs.size(0); ++i) {
-    STD_TORCH_CHECK(run[i].to >= 0 && run[i].from >= 0 && run[i].length >= 0 && run[i].to + run[i].length <= to_width &&
-                        run[i].from + run[i].length <= from_width,
-                    "`runs` must lie within ", from_width, " and ", to_width, " positions, got another at ", i);
+  const int64_t count = sources.size(0), width = starts.size(0) - 1;
+  const int32_t *const start = data<int32_t>(starts), *const source = data<int32_t>(sources);
+  bool ascend = width >= 0 && start[0] == 0 && start[width] == count;
+  for (int64_t j = 0; ascend && j < width; ++j) ascend = start[j] <= start[j + 1];
+  STD_TORCH_CHECK(ascend, "`starts` must ascend from 0 to the ", count, " sources");
+  for (int64_t e = 0; e < count; ++e) {
+    STD_TORCH_CHECK(source[e] >= 0 && source[e] < x.size(1), "`sources` must hold positions below ", x.size(1), ", got ",
+                    source[e]);
   }
   Tensor y = empty({x.size(0), width}, x.scalar_type());
   with_real(x, [&](auto zero) {
     using T = decltype(zero);
     with_isa([&](auto isa) {
-      sparseprune::map_positions<decltype(isa)::value>(data<T>(x), run, data<T>(factors), runs.size(0), x.size(0),
-                                                       x.size(1), width, backward, mutable_data<T>(y), torch_threads());
+      sparseprune::map_positions<decltype(isa)::value>(data<T>(x), start, source, data<T>(factors), x.size(0), x.size(1),
+                                                       width, mutable_data<T>(y), torch_threads());
     });
   });
   return y;

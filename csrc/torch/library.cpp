@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
       "rows_gradients(Tensor starts, Tensor columns, Tensor values, int height, int row_cols, int groups, Tensor grad, "
       "Tensor x, Tensor? scale, bool input_grad) -> Tensor[]");
   m.def("dense_scores(Tensor weight, Tensor grad, Tensor x, Tensor(a!) scores, bool input_grad) -> Tensor[]");
-  m.def("map_positions(Tensor x, Tensor runs, Tensor factors, int width, bool backward) -> Tensor");
+  m.def("map_positions(Tensor x, Tensor starts, Tensor sources, Tensor factors) -> Tensor");
   m.def("max_positions(Tensor x, Tensor windows, int width) -> Tensor[]");
   m.def("max_positions_grad(Tensor grad, Tensor winners, int width) -> Tensor");
   m.def("spread_bits(Tensor words, Tensor kept) -> Tensor");

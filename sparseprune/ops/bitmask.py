@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import typed
-from .known import count_kept
+from .known import count_kept, remember_count
 from .mask_bits import count_mask, pack_mask, unpack_mask, words_per_row
 
 
@@ -86,6 +86,7 @@ class BitMask:
         words[:, : columns // 32] = -1
         if columns % 32:
             words[:, columns // 32] = (1 << columns % 32) - 1
+        remember_count(words, rows * columns)
         return cls._trusted(words, shape)
 
     @classmethod

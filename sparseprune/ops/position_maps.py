@@ -9,18 +9,20 @@ from . import backends
 
 
 def map_positions(
-    x: Tensor, runs: Tensor, factors: Tensor, width: int, *, backward: bool = False, backend: str = backends.DEFAULT
+    x: Tensor, starts: Tensor, sources: Tensor, factors: Tensor, *, backend: str = backends.DEFAULT
 ) -> Tensor:
-    """``y[:, to + i] += f x[:, from + i]`` for every run ``(to, from, length)`` with its factor f, and every i < length.
+    """``y[:, j]``, the sum of ``factors[e] x[:, sources[e]]`` over e from ``starts[j]`` to ``starts[j + 1]``.
 
     Args:
         x: [C, P], float32 or float64.
-        runs: int32 [n, 3].
+        starts: int32 [width + 1], ascending from 0 to n.
+        sources: int32 [n], positions of x.
         factors: [n], of x's dtype.
-        width: positions of the result, [C, width], which is zero where no run leads.
-        backward: swap ``to`` and ``from``: the gradient of x from that of y.
+
+    Returns:
+        [C, width].
     """
-    return backends.call_again("map_positions", MAP, backend, x, runs, factors, width, backward)
+    return backends.call_again("map_positions", MAP, backend, x, starts, sources, factors)
 
 
 def max_positions(x: Tensor, windows: Tensor, width: int, *, backend: str = backends.DEFAULT) -> tuple[Tensor, Tensor]:
@@ -40,12 +42,9 @@ def max_positions_grad(grad: Tensor, winners: Tensor, width: int, *, backend: st
     return backends.call_again("max_positions_grad", MAX_GRAD, backend, grad, winners, width)
 
 
-def map_reference(x: Tensor, runs: Tensor, factors: Tensor, width: int, backward: bool) -> Tensor:
-    y = x.new_zeros(x.shape[0], width)
-    for (to, start, length), factor in zip(runs.tolist(), factors, strict=True):
-        to, start = (start, to) if backward else (to, start)
-        y[:, to : to + length] += factor * x[:, start : start + length]
-    return y
+def map_reference(x: Tensor, starts: Tensor, sources: Tensor, factors: Tensor) -> Tensor:
+    to = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff().long())
+    return x.new_zeros(x.shape[0], len(starts) - 1).index_add_(1, to, x[:, sources.long()] * factors)
 
 
 def max_reference(x: Tensor, windows: Tensor, width: int) -> list[Tensor]:

@@ -14,19 +14,20 @@ BACKENDS = [*backends(MAP), Backend("reference"), Backend("auto")]
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_map_is_a_matrix(backend, dtype):
-    runs = torch.tensor([[0, 2, 3], [1, 0, 1], [4, 4, 1], [0, 0, 5], [6, 1, 0]], dtype=torch.int32)
-    factors = torch.tensor([1, 2, 0.5, 0.25, 9], dtype=dtype)
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_map_is_a_matrix(backend, dtype, copies):
     matrix = torch.zeros(5, 7, dtype=dtype)
-    for (to, start, length), factor in zip(runs.tolist(), factors, strict=True):
-        for i in range(length):
-            matrix[start + i, to + i] += factor
-    x, y = torch.rand(3, 5, dtype=dtype), torch.rand(3, 7, dtype=dtype)
+    if copies:  # at most one source each, whose factor is one
+        matrix[[2, 0, 4, 4], [0, 1, 4, 6]] = 1
+    else:
+        matrix[torch.rand(5, 7) < 0.5] = 0.25
+        matrix[1, 3], matrix[:, 5] = 9, 0
+    to, sources = matrix.t().nonzero(as_tuple=True)
+    starts = torch.searchsorted(to, torch.arange(8))
+    x = torch.rand(300, 5, dtype=dtype)
     with backend.forced():
-        forward = map_positions(x, runs, factors, 7, backend=backend.name)
-        back = map_positions(y, runs, factors, 5, backward=True, backend=backend.name)
-    torch.testing.assert_close(forward, x @ matrix)
-    torch.testing.assert_close(back, y @ matrix.t())
+        y = map_positions(x, starts.int(), sources.int(), matrix[sources, to], backend=backend.name)
+    torch.testing.assert_close(y, x @ matrix)
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
@@ -45,9 +46,11 @@ def test_maxima_are_those_of_pooling_and_the_first_wins(backend):
     torch.testing.assert_close(inner, x.grad)
 
 
-def test_runs_beyond_the_positions_are_refused():
-    run, one = torch.tensor([[0, 3, 3]], dtype=torch.int32), torch.ones(1)
-    with pytest.raises(RuntimeError, match="`runs` must lie within 5 and 7 positions, got another at 0"):
-        map_positions(torch.ones(2, 5), run, one, 7)
+def test_what_lies_beyond_the_positions_is_refused():
+    starts, one = torch.tensor([0, 1], dtype=torch.int32), torch.ones(1)
+    with pytest.raises(RuntimeError, match="`sources` must hold positions below 5, got 5"):
+        map_positions(torch.ones(2, 5), starts, 5 * one.int(), one)
+    with pytest.raises(RuntimeError, match="`starts` must ascend from 0 to the 2 sources"):
+        map_positions(torch.ones(2, 5), starts, torch.ones(2).int(), torch.ones(2))
     with pytest.raises(RuntimeError, match="`windows` must hold positions below 5"):
         max_positions(torch.ones(2, 5), torch.tensor([[5]], dtype=torch.int32), 4)

@@ -8,16 +8,11 @@
 
 namespace sparseprune {
 
-// `length` positions from `from` on are added to those from `to` on.
-struct Run {
-  int32_t to, from, length;
-};
-
-// y[c, to + i] = sum over runs of factors[run] x[c, from + i]; `backward` swaps to and from. x: [channels, from_width],
-// y: [channels, to_width].
+// y[c, j] = sum of factors[e] x[c, sources[e]] over e from starts[j] to starts[j + 1]. x: [channels, from_width], y:
+// [channels, to_width].
 template <Isa isa, class T>
-void map_positions(const T* x, const Run* runs, const T* factors, int64_t count, int64_t channels, int64_t from_width,
-                   int64_t to_width, bool backward, T* y, const Parallel& parallel);
+void map_positions(const T* x, const int32_t* starts, const int32_t* sources, const T* factors, int64_t channels,
+                   int64_t from_width, int64_t to_width, T* y, const Parallel& parallel);
 
 // y[c, j] = max of x[c, windows[j, :]] over entries that are not negative, winners[c, j] the first that is largest.
 // windows: [count, taps]. y, winners: [channels, to_width]; beyond count they are 0 and -1.

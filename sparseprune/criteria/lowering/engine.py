@@ -20,7 +20,7 @@ from ...ops.survivor_scores import SurvivorScores
 from ..cuts import cut_nodes
 from ..isolation import full_precision
 from .dense import DENSE_ABOVE, DenseLayer
-from .positions import Layout, Map, every_position, layouts, map_between, windows_of
+from .positions import Layout, Map, Table, every_position, layouts, map_between, windows_of
 from .program import Kind, Node, NotLoweredError
 from .trace import trace
 
@@ -171,7 +171,7 @@ class LoweredNetwork:
         if node.kind is Kind.MAX:
             value, step.winners = max_positions(values[0], step.windows, width, backend=self._backend)
             return value
-        parts = [self._mapped(value, by) for value, by in zip(values, step.maps, strict=True)]
+        parts = [self._mapped(value, by and by.forward) for value, by in zip(values, step.maps, strict=True)]
         if node.kind is Kind.LAYER:
             step.columns = parts[0].reshape(-1, width)
             return self._layers[node.weight].product(step.columns, step.scale)
@@ -216,15 +216,12 @@ class LoweredNetwork:
         else:
             parts = [gradient] * len(node.inputs)
         return [
-            self._mapped(part, by, width) if weighted else None
-            for part, by, width, weighted in zip(parts, step.maps, step.sources, step.weighted, strict=True)
+            self._mapped(part, by and by.backward) if weighted else None
+            for part, by, weighted in zip(parts, step.maps, step.weighted, strict=True)
         ]
 
-    def _mapped(self, x: Tensor, by: Map | None, back_to: int | None = None) -> Tensor:
-        if by is None:
-            return x
-        width = by.width if back_to is None else back_to
-        return map_positions(x, by.runs, by.factors, width, backward=back_to is not None, backend=self._backend)
+    def _mapped(self, x: Tensor, by: Table | None) -> Tensor:
+        return x if by is None else map_positions(x, *by, backend=self._backend)
 
     def _saturated(self, value: Tensor) -> Tensor:
         return value.sign() if self._structural else value

@@ -11,6 +11,7 @@ gradients are those of the full network: on a ResNet-50 at 224x224 with a third 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,13 +45,19 @@ class Layout:
         return self.count if self.exact else padded(self.count)
 
 
-@dataclass(frozen=True, eq=False)
-class Map:
-    """From one layout to the columns of another: runs and factors as ``map_positions`` takes them."""
+class Table(NamedTuple):
+    """Sums over positions, as ``map_positions`` takes them."""
 
-    runs: Tensor
+    starts: Tensor
+    sources: Tensor
     factors: Tensor
-    width: int
+
+
+class Map(NamedTuple):
+    """From one layout to the columns of another, and its transpose: from a gradient there to that of the first."""
+
+    forward: Table
+    backward: Table
 
 
 def padded(count: int) -> int:
@@ -107,7 +114,9 @@ def map_between(
     to, reads, factor = to[used], source.of[reads[used]], factor[used]
     pairs, inverse = np.unique(to * np.int64(source.width) + reads, return_inverse=True)
     total = np.bincount(inverse, weights=factor, minlength=len(pairs))
-    return _runs(pairs // source.width, pairs % source.width, total, target.width * (len(taps) if apart else 1), dtype)
+    to, reads = pairs // source.width, pairs % source.width
+    width = target.width * (len(taps) if apart else 1)
+    return Map(_table(to, reads, total, width, dtype), _table(reads, to, total, source.width, dtype))
 
 
 def windows_of(source: Layout, target: Layout, taps: np.ndarray) -> Tensor:
@@ -116,14 +125,11 @@ def windows_of(source: Layout, target: Layout, taps: np.ndarray) -> Tensor:
     return torch.from_numpy(np.where(reads >= 0, source.of[reads], -1).astype(np.int32)).contiguous()
 
 
-def _runs(to: np.ndarray, start: np.ndarray, factor: np.ndarray, width: int, dtype: torch.dtype) -> Map:
-    order = np.lexsort((to, start - to))
-    to, start, factor = to[order], start[order], factor[order]
-    joined = (np.diff(to) == 1) & (np.diff(start) == 1) & (np.diff(factor) == 0)
-    begins = np.flatnonzero(np.concatenate([[True], ~joined])) if len(to) else np.zeros(0, np.int64)
-    lengths = np.diff(np.append(begins, len(to)))
-    runs = np.stack([to[begins], start[begins], lengths], axis=1).astype(np.int32)
-    return Map(torch.from_numpy(runs), torch.from_numpy(factor[begins]).to(dtype), width)
+def _table(to: np.ndarray, sources: np.ndarray, factors: np.ndarray, width: int, dtype: torch.dtype) -> Table:
+    order = np.lexsort((sources, to))
+    starts = np.searchsorted(to[order], np.arange(width + 1))
+    integers = (torch.from_numpy(each.astype(np.int32)) for each in (starts, sources[order]))
+    return Table(*integers, torch.from_numpy(factors[order]).to(dtype))
 
 
 def _classes(nodes: list[Node]) -> dict[Node, np.ndarray]:
