@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..ops.bitmask import BitMask
+from ..ops.products import Product
+from ..ops.submask import keep_within
+from ..ops.survivor_scores import SurvivorScores
 from .base import Weights
 from .cuts import cut_nodes
 from .isolation import buffer_copies, full_precision, isolated
@@ -201,8 +204,14 @@ def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tens
     packed = {name: BitMask.from_bool(mask) for name, mask in masks.items()}
     whole = {name: BitMask.ones(weight.shape) for name, weight in lowered.weights.items()}
     scores = lowered.scores({name: packed.get(name, whole[name]) for name in whole})
-    found = {name: scores[name].tensor() > 0 if name in scores else mask & False for name, mask in masks.items()}
+    found = {name: _positive(scores[name]) if name in scores else mask & False for name, mask in masks.items()}
     return Paths(lowered.flow[0] > 0, found)
+
+
+def _positive(scores: Product | SurvivorScores) -> Tensor:
+    if isinstance(scores, Product):
+        return scores.tensor() > 0
+    return keep_within(scores.mask, BitMask.from_bool(scores.values > 0)).to_bool()
 
 
 def flow_dtype(model: nn.Module, example_input: Tensor, dtype: torch.dtype | None) -> torch.dtype:

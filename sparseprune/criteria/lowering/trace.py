@@ -76,7 +76,7 @@ class _Tracer(TorchFunctionMode):
                 raise NotLoweredError(f"no program for torch's {name or resolve_name(func)}")
             return result
         node = handler(self, args, kwargs)
-        result = func(*args, **kwargs)
+        result = torch.empty_like(on[0]) if _same_shape(name, args, kwargs) else func(*args, **kwargs)
         if not isinstance(result, Tensor) or _extent(result) != (node.channels, node.positions):
             raise NotLoweredError(f"no program for torch's {name} of these shapes")
         source = on[0]
@@ -118,6 +118,11 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     if tensor.dim() < 2 or tensor.shape[0] != 1:
         raise NotLoweredError(f"no program for tensors of shape {tuple(tensor.shape)}")
     return tensor.shape[1], int(np.prod(tensor.shape[2:], dtype=np.int64))
+
+
+def _same_shape(name: str, args: tuple, kwargs: dict) -> bool:
+    """Is the result a new tensor of the input's shape? On meta tensors torch takes most of a run to find that of these."""
+    return name == "batch_norm" or (name == "relu" and not any(a is True for a in (*args[1:], *kwargs.values())))
 
 
 def _arguments(names: str, args: tuple, kwargs: dict) -> dict[str, Any]:
