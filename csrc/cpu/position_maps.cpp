@@ -17,6 +17,13 @@ void for_channels(const Parallel& parallel, int64_t channels, int64_t width, T* 
   });
 }
 
+template <class T>
+inline bool is_zero(const T* values, int64_t count) {
+  bool any = false;
+  for (int64_t i = 0; i < count; ++i) any |= values[i] != 0;
+  return !any;
+}
+
 }  // namespace
 
 template <Isa isa, class T>
@@ -35,6 +42,10 @@ void map_positions(const T* x, const int32_t* starts, const int32_t* sources, co
     for (int64_t c = begin; c < end; ++c) {
       const T* const in = x + c * from_width;
       T* const out = y + c * to_width;
+      if (is_zero(in, from_width)) {  // of a channel that masks have left dead
+        std::memset(out, 0, static_cast<size_t>(to_width) * sizeof(T));
+        continue;
+      }
       if (copies) {
         std::memcpy(line.get(), in, static_cast<size_t>(from_width) * sizeof(T));
         for (int64_t j = 0; j < to_width; ++j) out[j] = line[picked[j]];

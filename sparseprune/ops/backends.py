@@ -87,8 +87,12 @@ def native(op: str, *, halves: bool = False, gpu: bool = True) -> Implementation
         gpu: there is a CUDA kernel.
     """
 
+    @cache
+    def kernel() -> Any:  # found at the first call, when the library is loaded
+        return getattr(torch.ops.sparseprune_native, op).default
+
     def run(*args: Any) -> Any:
-        return getattr(torch.ops.sparseprune_native, op).default(*args)
+        return kernel()(*args)
 
     def refusal(*args: Any) -> str | None:
         found = list(tensors(args))

@@ -16,7 +16,7 @@ from .bitmask import BitMask, as_rows
 from .mask_bits import unpack_mask
 
 MOST_COLUMNS = 65_536  # a column of a row has 16 bits
-FEWEST_BLOCKS, MOST_BLOCKS, BLOCK_COLUMNS, LIST_ENTRIES = 8, 64, 256, 12  # of sparse_rows.h
+FEWEST_BLOCKS, TASK_BLOCKS, MOST_BLOCKS, BLOCK_COLUMNS, LIST_ENTRIES = 2, 8, 64, 512, 12  # of sparse_rows.h
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +88,8 @@ def block_count(height: int, row_cols: int, entries: int) -> int:
     blocks = FEWEST_BLOCKS
     while (
         blocks < MOST_BLOCKS
-        and 2 * blocks * BLOCK_COLUMNS <= row_cols
         and entries >= 2 * blocks * height * LIST_ENTRIES
+        and (blocks < TASK_BLOCKS or 2 * blocks * BLOCK_COLUMNS <= row_cols)
     ):
         blocks *= 2
     return blocks

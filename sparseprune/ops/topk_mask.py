@@ -121,9 +121,11 @@ def _among_survivors(
     if masks is None or len(masks) != len(scores):
         return topk_mask([_whole(score) for score in scores], k, masks=masks, **options)
     left = [isinstance(s, SurvivorScores) and (m is s.mask or m == s.mask) for s, m in zip(scores, masks, strict=True)]
-    compete = [BitMask.ones(s.values.shape) if on else m for s, m, on in zip(scores, masks, left, strict=True)]
     values = [s.values if on else _whole(s) for s, on in zip(scores, left, strict=True)]
-    found = topk_mask(values, k, masks=None if all(left) else compete, **options)
+    compete = None
+    if not all(left):
+        compete = [BitMask.ones(s.values.shape) if on else m for s, m, on in zip(scores, masks, left, strict=True)]
+    found = topk_mask(values, k, masks=compete, **options)
     kept = [keep_within(m, c) if on else c for m, c, on in zip(masks, found.masks, left, strict=True)]
     return found._replace(masks=kept)
 

@@ -17,7 +17,7 @@ CASES = [  # rows, columns of a row, groups, width, density
     (64, 9, 1, 8, 0.3),
     (300, 70, 1, 24, 0.1),
     (3, 65536, 1, 4, 0.2),  # columns beyond 32,767, which are negative as int16
-    (20, 5000, 1, 16, 0.6),  # more blocks, which narrowing joins
+    (20, 9000, 1, 16, 0.6),  # sixteen blocks, which narrowing joins
     (9, 700, 1, 32, 0.4),
     (257, 7, 1, 16, 0.0),
     (12, 9, 3, 40, 0.6),

@@ -13,15 +13,17 @@
 namespace sparseprune {
 
 inline constexpr int64_t kMostRowColumns = 65536;  // a column of a row has 16 bits
-inline constexpr int64_t kFewestBlocks = 8, kMostBlocks = 64;
-inline constexpr int64_t kBlockColumns = 256;  // of x, 16 KB for 16 positions
+inline constexpr int64_t kFewestBlocks = 2, kTaskBlocks = 8, kMostBlocks = 64;
+inline constexpr int64_t kBlockColumns = 512;  // of x, 32 KB for 16 positions
 inline constexpr int64_t kListEntries = 12;    // of a row in a block; a list costs as much as a few of its entries
 
-// Blocks of every row: a power of two that halves as entries go, so that narrowing joins pairs of them. By the sizes
-// alone: sums are added up block by block, and no bit may depend on the number of threads.
+// Blocks of every row: a power of two that halves as entries go, so that narrowing joins pairs of them; up to
+// kTaskBlocks for the threads, beyond for the cache. By the sizes alone: sums are added up block by block, and no bit may
+// depend on the number of threads.
 inline constexpr int64_t block_count(int64_t height, int64_t row_cols, int64_t entries) {
   int64_t blocks = kFewestBlocks;
-  while (blocks < kMostBlocks && 2 * blocks * kBlockColumns <= row_cols && entries >= 2 * blocks * height * kListEntries)
+  while (blocks < kMostBlocks && entries >= 2 * blocks * height * kListEntries &&
+         (blocks < kTaskBlocks || 2 * blocks * kBlockColumns <= row_cols))
     blocks *= 2;
   return blocks;
 }
