@@ -133,21 +133,26 @@ def summarize(model: nn.Module, masks: Masks, example_input: Tensor | None = Non
     masks.weights_of(model)
     kept = {name: mask.to_bool() for name, mask in masks.items()}
     notes: list[str] = []
+    unfollowed: list[str] = []
     paths: Paths | None = None
     positions: dict[str, int] = {}
     if example_input is not None:
         # The masks are final and the table is an extra: a model that cannot be followed must not cost them.
         try:
-            positions = _positions(model, kept, example_input)
-        except Exception as error:
-            notes.append(f"FLOPs are unknown, the model did not run on example_input: {_first_line(error)}")
-        else:
-            if unseen := [name for name in kept if name not in positions]:
-                notes.append(f"FLOPs leave out layers that are not called as modules: {', '.join(unseen)}")
-        try:
             paths = path_flow(model, kept, example_input)
         except Exception as error:
-            notes.append(f"paths could not be followed: {_first_line(error)}")
+            unfollowed = [f"paths could not be followed: {_first_line(error)}"]
+        if paths is not None and paths.positions is not None and kept.keys() <= paths.positions.keys():
+            positions = paths.positions
+        else:
+            try:
+                positions = _positions(model, kept, example_input)
+            except Exception as error:
+                notes.append(f"FLOPs are unknown, the model did not run on example_input: {_first_line(error)}")
+            else:
+                if unseen := [name for name in kept if name not in positions]:
+                    notes.append(f"FLOPs leave out layers that are not called as modules: {', '.join(unseen)}")
+        notes += unfollowed
     rows = tuple(_row(name, mask, kept[name], model, paths, positions.get(name)) for name, mask in masks.items())
     connected = None if paths is None else paths.connected
     return Summary(rows, connected, tuple(_warnings(rows, connected)), tuple(notes))

@@ -171,10 +171,18 @@ class LinearNetwork:
 
 
 class Paths(NamedTuple):
-    """What of a pruned network still connects its input to its output."""
+    """What of a pruned network still connects its input to its output.
+
+    Attributes:
+        connected: whether any path is left.
+        weights: name -> bool, the kept weights on one.
+        positions: name -> how often each weight is multiplied for one example, of those that the output depends on; None
+            where the model ran as it is.
+    """
 
     connected: bool
     weights: dict[str, Tensor]
+    positions: dict[str, int] | None = None
 
 
 def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tensor) -> Paths:
@@ -187,9 +195,6 @@ def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tens
         model: as for LinearNetwork.
         masks: parameter name -> bool, of the parameter's shape.
         example_input: (N, ...) floating.
-
-    Returns:
-        ``connected``: whether any path is left; ``weights``: name -> bool, the kept weights on one.
 
     Raises:
         TypeError, ValueError: as LinearNetwork.
@@ -205,7 +210,7 @@ def path_flow(model: nn.Module, masks: Mapping[str, Tensor], example_input: Tens
     whole = {name: BitMask.ones(weight.shape) for name, weight in lowered.weights.items()}
     scores = lowered.scores({name: packed.get(name, whole[name]) for name in whole})
     found = {name: _positive(scores[name]) if name in scores else mask & False for name, mask in masks.items()}
-    return Paths(lowered.flow[0] > 0, found)
+    return Paths(lowered.flow[0] > 0, found, lowered.positions())
 
 
 def _positive(scores: Product | SurvivorScores) -> Tensor:

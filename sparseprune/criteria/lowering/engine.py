@@ -125,6 +125,14 @@ class LoweredNetwork:
             found = self._scores(masks)
         return {n: s if isinstance(s, Product) else SurvivorScores._trusted(s, masks[n]) for n, s in found.items()}
 
+    def positions(self) -> dict[str, int]:
+        """Name -> how often each weight is multiplied for one example, over all of its uses."""
+        found: dict[str, int] = {}
+        for step in self._steps:
+            if step.node.kind is Kind.LAYER:
+                found[step.node.weight] = found.get(step.node.weight, 0) + step.node.positions
+        return found
+
     def operations(self) -> int:
         """What the kept weights of the last run needed, a fused multiply-add being two: no more positions than differ,
         a product, the gradient of its input where weights come before it, and the scores."""
