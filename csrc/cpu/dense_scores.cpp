@@ -12,7 +12,9 @@ constexpr int kTall = 4;
 constexpr int kWide = kVectorBytes == 64 ? 4 : 2;
 // Rows that are passed over for the scores and then for the input's gradient: their columns of a panel stay in the first
 // cache, and no sum of rounded values is longer.
-constexpr int64_t kRows = 128;
+constexpr int64_t kRows = 64;
+
+constexpr int64_t kAhead = 8;  // rows that are asked for before their turn
 
 template <class T>
 constexpr int64_t kColumns = kWide * kLanes<T>;
@@ -47,6 +49,12 @@ class Panel {
   // R rows of scores; the largest of what weights are multiplied with goes into `peak`.
   template <int R>
   void score(const T* weight, const T* grad, int64_t cols, T* scores, Vec<T>& peak) const {
+    for (int r = 0; r < R; ++r) {  // rows lie too far apart for the hardware to follow
+      for (int c = 0; c < kWide; ++c) {
+        __builtin_prefetch(weight + (kAhead + r) * cols + c * kLanes<T>);
+        __builtin_prefetch(scores + (kAhead + r) * cols + c * kLanes<T>, 1);
+      }
+    }
     Vec<T> sums[R][kWide] = {};
     for (int64_t u = 0; u < width_; ++u) {
       Vec<T> line[kWide];

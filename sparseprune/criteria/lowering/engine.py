@@ -140,11 +140,11 @@ class LoweredNetwork:
         return sum(2 * n * step.layout.count * self._masks[step.node.weight].count() for step, n in passes)
 
     def _scores(self, masks: Mapping[str, BitMask]) -> dict[str, Tensor | Product]:
-        for name, mask in masks.items():
-            self._keep(name, mask)
         values: dict[Node, Tensor] = {}
         exponent = 0
         for step in self._steps:
+            if step.node.kind is Kind.LAYER:  # right before its product, which finds what is changed in the cache
+                self._keep(step.node.weight, masks[step.node.weight])
             value = self._saturated(self._forward(step, [values[source] for source in step.node.inputs]))
             if step.rescale:
                 step.factor, e = _power_of_two(float(value.amax()))
