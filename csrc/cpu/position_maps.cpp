@@ -1,7 +1,6 @@
 #include <sparseprune/position_maps.h>
 
-#include "common.h"
-#include "scratch.h"
+#include "position_windows.h"
 
 namespace sparseprune {
 namespace {
@@ -19,9 +18,32 @@ void for_channels(const Parallel& parallel, int64_t channels, int64_t width, T* 
 
 template <class T>
 inline bool is_zero(const T* values, int64_t count) {
-  bool any = false;
-  for (int64_t i = 0; i < count; ++i) any |= values[i] != 0;
-  return !any;
+  for (int64_t i = 0; i < count; ++i) {
+    if (values[i] != 0) return false;
+  }
+  return true;
+}
+
+// body(line, y) for each channel whose x is not zero, as that of a channel that masks have left dead; its x lies in line,
+// with `behind` values more.
+template <class T, class Body>
+void for_living(const T* x, int64_t channels, int64_t from_width, int64_t behind, int64_t to_width, T* y,
+                const Parallel& parallel, const Body& body) {
+  const int64_t grain = grain_of((from_width + to_width) * static_cast<int64_t>(sizeof(T)));
+  for_ranges(parallel, channels, grain, [&](int64_t begin, int64_t end) {
+    Scratch<T> line(from_width + behind);
+    for (int64_t i = 0; i < behind; ++i) line[from_width + i] = 0;
+    for (int64_t c = begin; c < end; ++c) {
+      const T* const in = x + c * from_width;
+      T* const out = y + c * to_width;
+      if (is_zero(in, from_width)) {
+        std::memset(out, 0, static_cast<size_t>(to_width) * sizeof(T));
+        continue;
+      }
+      std::memcpy(line.get(), in, static_cast<size_t>(from_width) * sizeof(T));
+      body(line.get(), out);
+    }
+  });
 }
 
 }  // namespace
@@ -29,35 +51,19 @@ inline bool is_zero(const T* values, int64_t count) {
 template <Isa isa, class T>
 void map_positions(const T* x, const int32_t* starts, const int32_t* sources, const T* factors, int64_t channels,
                    int64_t from_width, int64_t to_width, T* y, const Parallel& parallel) {
-  bool copies = true;  // each position is one of x, or 0
-  for (int64_t j = 0; copies && j < to_width; ++j) copies = starts[j + 1] - starts[j] <= 1;
-  for (int32_t e = 0; copies && e < starts[to_width]; ++e) copies = factors[e] == T{1};
-  Scratch<int32_t> picked(copies ? to_width : 0);
-  for (int64_t j = 0; copies && j < to_width; ++j)
-    picked[j] = starts[j] < starts[j + 1] ? sources[starts[j]] : static_cast<int32_t>(from_width);
-  const int64_t grain = grain_of((from_width + to_width) * static_cast<int64_t>(sizeof(T)));
-  for_ranges(parallel, channels, grain, [&](int64_t begin, int64_t end) {
-    Scratch<T> line(from_width + 1);
-    line[from_width] = 0;
-    for (int64_t c = begin; c < end; ++c) {
-      const T* const in = x + c * from_width;
-      T* const out = y + c * to_width;
-      if (is_zero(in, from_width)) {  // of a channel that masks have left dead
-        std::memset(out, 0, static_cast<size_t>(to_width) * sizeof(T));
-        continue;
-      }
-      if (copies) {
-        std::memcpy(line.get(), in, static_cast<size_t>(from_width) * sizeof(T));
-        for (int64_t j = 0; j < to_width; ++j) out[j] = line[picked[j]];
-        continue;
-      }
+  if constexpr (kPermutes<T>) {
+    const PositionWindows windows(starts, sources, factors, to_width);
+    for_living(x, channels, from_width, kLanes<T>, to_width, y, parallel,
+               [&](const T* line, T* out) { windows.map(line, out); });
+  } else {
+    for_living(x, channels, from_width, 0, to_width, y, parallel, [&](const T* line, T* out) {
       for (int64_t j = 0; j < to_width; ++j) {
         T sum = 0;
-        for (int32_t e = starts[j]; e < starts[j + 1]; ++e) sum += factors[e] * in[sources[e]];
+        for (int32_t e = starts[j]; e < starts[j + 1]; ++e) sum += factors[e] * line[sources[e]];
         out[j] = sum;
       }
-    }
-  });
+    });
+  }
 }
 
 template <Isa isa, class T>

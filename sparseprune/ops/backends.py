@@ -88,7 +88,8 @@ def native(op: str, *, halves: bool = False, gpu: bool = True) -> Implementation
     """
 
     @cache
-    def kernel() -> Any:  # found at the first call, when the library is loaded
+    def kernel() -> Any:
+        native_libraries.loaded()
         return getattr(torch.ops.sparseprune_native, op).default
 
     def run(*args: Any) -> Any:
