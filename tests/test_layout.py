@@ -55,7 +55,7 @@ PUBLIC = (
     "densify set_storage compact held_masks dense_gradients attach explain calibrate to_semi_structured"
 ).split()
 OPS = ("mask_bits", "topk_mask", "masked_linear", "masked_conv2d")
-CPU_OPS = (*OPS, "group_topk_mask", "sparse_rows", "position_maps", "submask")
+CPU_OPS = (*OPS, "group_topk_mask", "sparse_rows", "dense_scores", "position_maps", "submask")
 
 
 def imported(path: Path) -> set[str]:
