@@ -52,7 +52,8 @@ sanitize: setup
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitize $(BIN)/pytest -q -p no:cacheprovider $(SPREAD) \
 	    tests/ops/test_native_blocks.py tests/ops/test_topk_mask.py tests/ops/test_topk_shards.py \
-	    tests/ops/test_packed.py tests/ops/test_contract.py -k "not triton and not opcheck"
+	    tests/ops/test_packed.py tests/ops/test_sparse_rows.py tests/ops/test_dense_scores.py tests/ops/test_position_maps.py \
+	    tests/ops/test_contract.py -k "not triton and not opcheck"
 
 lint: setup
 	$(BIN)/python -m ruff check .

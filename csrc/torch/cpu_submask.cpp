@@ -1,6 +1,6 @@
 #include <sparseprune/submask.h>
 
-#include <cstring>
+#include <algorithm>
 #include <vector>
 
 #include "cpu_common.h"
@@ -34,7 +34,7 @@ std::vector<Tensor> collect_bits(const Tensor& words, const Tensor& part, int64_
   const int64_t counted = count_bits(words);
   STD_TORCH_CHECK(count == counted, "`count` must be the ", counted, " set bits of words, got ", count);
   Tensor kept = empty({1, words_per_row(count)}, ScalarType::Int), counts = empty({2}, ScalarType::Long);
-  std::memset(mutable_data<int32_t>(kept), 0, static_cast<size_t>(kept.size(1)) * sizeof(int32_t));
+  std::fill_n(mutable_data<int32_t>(kept), kept.size(1), 0);  // of none there is no memory
   with_isa([&](auto isa) {
     const auto found = sparseprune::collect_bits<decltype(isa)::value>(
         data<int32_t>(words), data<int32_t>(part), rows, row_words, mutable_data<int32_t>(kept));
