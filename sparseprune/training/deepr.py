@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..arguments import typed
 from ..masks import Masks
-from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
-from ..nn.storage import write_weight
+from ..nn.storage import kept_values, write_kept
 from ..ops.bitmask import BitMask
+from ..ops.submask import keep_within, within
 from .drop import Topology
 from .dynamic import DynamicSparseTraining
 from .grow import at_random
@@ -74,21 +74,22 @@ class DeepR(DynamicSparseTraining):
     def _walk(self) -> None:
         rates = self._rates()
         for name, layers in sparse_weights(self.model).items():
-            weight, lr = whole(layers[0].weight), rates[name]
-            live = layers[0].mask.to_bool()
-            sign = 1 - 2 * self.negative[name].to_bool()[live].to(weight.dtype)
+            values, lr = kept_values(layers[0]), rates[name]
+            sign = 1 - 2 * self._negative_among(layers[0].mask, name).to(values.dtype)
             noise = torch.randn(sign.shape, generator=self.generator).to(sign)
-            moved = torch.zeros(weight.shape, dtype=weight.dtype, device=live.device)
-            moved[live] = math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign
-            write_weight(layers[0], weight + moved)
+            write_kept(layers[0], values + (math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign))
 
     def _crossed_zero(self, topology: Topology, fraction: float) -> Masks:
         kept = {}
-        for name, mask in topology.masks.items():
-            weight = topology.weights[name]
-            negative = self.negative[name].to_bool()
-            kept[name] = mask & ~BitMask.from_bool(torch.where(negative, weight > 0, weight < 0))
+        for name, layers in sparse_weights(self.model).items():
+            values, mask = kept_values(layers[0]), topology.masks[name]
+            crossed = torch.where(self._negative_among(mask, name), values > 0, values < 0)
+            kept[name] = keep_within(mask, BitMask.from_bool(~crossed), backend="auto")
         return Masks(kept)
+
+    def _negative_among(self, mask: BitMask, name: str) -> Tensor:
+        """bool (kept,): which live weights may only be negative."""
+        return within(mask, self.negative[name], mask.count(), backend="auto")[0].to_bool()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "negative": {n: m.words.clone() for n, m in self.negative.items()}}

@@ -116,9 +116,7 @@ class DynamicSparseTraining(Method):
         kept = self.drop(topology, self.fraction(self.steps / self.until))
         counts = self.redistribute(topology, kept)
         grown = self.grow(topology, kept, counts)
-        if not self.keep_regrown:
-            self._hold(kept)
-        self._hold(grown)
+        self._hold(grown, None if self.keep_regrown else kept)
 
     def _watch(self) -> None:
         """Ask for the dense gradient of the next step, if that is one that looks at it."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..masks import Masks
+from ..ops.bitmask import BitMask
 from ..ops.products import Product
+from ..ops.submask import keep_within
 from ..ops.topk_mask import topk_mask
 from .drop import Topology
 
@@ -21,13 +23,33 @@ def at_random(topology: Topology, masks: Masks, counts: Mapping[str, int]) -> Ma
 
     Source: Mocanu et al. 2018, arXiv:1707.04780, algorithm 1.
     """
-    draws = {
-        # float64, so that two draws are hardly ever equal: the lower index would win
-        name: torch.rand(masks[name].shape, generator=topology.generator, dtype=torch.float64).to(masks[name].device)
-        for name in masks
-        if counts[name]
-    }
-    return _grow(draws, masks, counts)
+    grown = {}
+    for name, mask in masks.items():
+        grown[name] = mask
+        if counts[name]:
+            free = (~mask).to("cpu")
+            subset = _subset(counts[name], free.count(), topology.generator, name)
+            chosen = keep_within(free, BitMask.from_bool(subset), backend="auto")
+            grown[name] = mask | chosen.to(mask.device)
+    return Masks(grown)
+
+
+def _subset(count: int, size: int, generator: torch.Generator, name: str) -> Tensor:
+    """bool [size]: ``count`` that are True, each set of them as likely as any other.
+
+    As many places as are missing are drawn, until none is, so what is drawn is the first ``count`` different ones of a
+    sequence. Of the smaller side, so that half of a draw's places are new at least.
+    """
+    if count > size:
+        raise ValueError(f"counts[{name!r}] must be at most the {size} slots that are free, got {count}")
+    drawn = torch.zeros(size, dtype=torch.bool)
+    missing = fewer = min(count, size - count)
+    while missing:
+        # float64, as an integer's remainder would not be uniform
+        places = torch.rand(missing, generator=generator, dtype=torch.float64).mul_(size).long()
+        drawn[places] = True
+        missing = fewer - int(drawn.count_nonzero())
+    return drawn if fewer == count else ~drawn
 
 
 def by_gradient(topology: Topology, masks: Masks, counts: Mapping[str, int]) -> Masks:
@@ -36,15 +58,11 @@ def by_gradient(topology: Topology, masks: Masks, counts: Mapping[str, int]) -> 
     Source: Evci et al. 2020, arXiv:1911.11134, section 3 (4); with a moving average instead of one gradient, Dettmers
     and Zettlemoyer 2019, arXiv:1907.04840, section 3.
     """
-    return _grow(topology.gradients, masks, counts)
-
-
-def _grow(scores: Mapping[str, Tensor], masks: Masks, counts: Mapping[str, int]) -> Masks:
     grown = {}
     for name, mask in masks.items():
         if not counts[name]:
             grown[name] = mask
             continue
-        score = Product(scores[name], None, "|w|")
+        score = Product(topology.gradients[name], None, "|w|")
         grown[name] = mask | topk_mask([score], counts[name], masks=[~mask], names=[name]).masks[0]
     return Masks(grown)
