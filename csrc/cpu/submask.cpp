@@ -99,6 +99,7 @@ template <Isa isa, class T>
 void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel) {
   for_ranges(parallel, rows, grain_of(cols * static_cast<int64_t>(sizeof(T))), [&](int64_t begin, int64_t end) {
     for_row_words(weight, words, cols, begin, end, [&](T* values, uint64_t bits, int64_t count) {
+      if (bits == low_bits(count)) return;
       int64_t i = 0;
       for (; i + kLanes<T> <= count; i += kLanes<T>) store(values + i, load_selected(values + i, bits >> i));
       for (; i < count; ++i) {

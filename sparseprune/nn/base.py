@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..ops.bilinear import Watch
 from ..ops.bitmask import BitMask, as_rows
 from ..ops.packed_values import pack_values, unpack_values
 from ..ops.submask import zero_pruned_
@@ -50,7 +51,7 @@ class SparseLayer(nn.Module):
     """
 
     dense_type: ClassVar[type[nn.Module]]
-    dense_gradient: tuple[Tensor, bool] | None = None
+    dense_gradient: Watch | None = None
     storage: str = "owned"
 
     weight_mask: Tensor

@@ -77,6 +77,7 @@ def _look(weight: Tensor, words: Tensor) -> bool:
     for start in range(0, weight.shape[0], rows):
         part = weight[start : start + rows]
         part = part.detach().reshape(part.shape[0], -1).contiguous()
-        if not submask.is_zero_outside(part, BitMask._trusted(words[start : start + rows], part.shape)):
+        bits = words[start : start + rows].contiguous()
+        if not submask.is_zero_outside(part, BitMask._trusted(bits, part.shape)):
             return False
     return True
