@@ -124,21 +124,21 @@ def write_weight(layer: nn.Module, values: Tensor) -> None:
 
 
 @torch.no_grad()
-def kept_values(layer: SparseLayer) -> Tensor:
-    """The (kept,) values of a layer's survivors, whatever its storage; not to be written to."""
+def kept_values(layer: SparseLayer, mask: BitMask) -> Tensor:
+    """The (kept,) values of a layer's survivors, whatever its storage; not to be written to. ``mask`` is its own."""
     if layer.storage == "packed":
         return layer.weight_values.detach()
-    weight, mask = whole(layer.weight), layer.mask
+    weight = whole(layer.weight)
     return collect_values(weight.reshape(as_rows(mask.shape)).contiguous(), mask)
 
 
 @torch.no_grad()
-def write_kept(layer: SparseLayer, values: Tensor) -> None:
+def write_kept(layer: SparseLayer, mask: BitMask, values: Tensor) -> None:
     """Give a layer's survivors these values, in the order of ``kept_values``."""
     if layer.storage == "packed":
         layer.weight_values.copy_(values)
         return
-    weight, mask = layer.weight, layer.mask
+    weight = layer.weight
     if in_rows(weight):
         spread_values_(weight.view(as_rows(mask.shape)), mask, values)
     else:

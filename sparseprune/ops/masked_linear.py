@@ -60,7 +60,7 @@ def masked_linear(
     x, weight, bias = backends.autocast(x, weight, bias)
     words = _check(x, weight, mask, bias)
     y = _apply(as_matrix(x), weight, words, bias, (backend,), watch)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | Non
 
 def as_matrix(x: Tensor) -> Tensor:
     """x (..., in) as (rows, in), also where one of the two is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def check_tensors(**operands: Tensor | None) -> None:

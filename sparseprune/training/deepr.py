@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..arguments import typed
 from ..masks import Masks
@@ -59,37 +59,26 @@ class DeepR(DynamicSparseTraining):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
         check_count("seed", seed, 0)
         self.l1, self.temperature = l1, temperature
-        super().__init__(model, optimizer, drop=self._crossed_zero, grow=at_random, every=1, until=until, seed=seed)
+        super().__init__(model, optimizer, drop=self._walk, grow=at_random, every=1, until=until, seed=seed)
         self.negative: dict[str, BitMask] = {}  # where a weight may only be negative
         for name, weight in self._weights().items():
             coins = torch.rand(weight.shape, generator=self.generator).to(weight.device) < 0.5
             self.negative[name] = BitMask.from_bool(torch.where(weight != 0, weight < 0, coins))
 
-    def _advance(self) -> bool:
-        if self.steps < self.until:
-            self._walk()
-        return super()._advance()
-
     @torch.no_grad()
-    def _walk(self) -> None:
-        rates = self._rates()
-        for name, layers in sparse_weights(self.model).items():
-            values, lr = kept_values(layers[0]), rates[name]
-            sign = 1 - 2 * self._negative_among(layers[0].mask, name).to(values.dtype)
-            noise = torch.randn(sign.shape, generator=self.generator).to(sign)
-            write_kept(layers[0], values + (math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign))
-
-    def _crossed_zero(self, topology: Topology, fraction: float) -> Masks:
+    def _walk(self, topology: Topology, fraction: float) -> Masks:
+        """Move the live weights, and keep those that did not cross zero."""
         kept = {}
         for name, layers in sparse_weights(self.model).items():
-            values, mask = kept_values(layers[0]), topology.masks[name]
-            crossed = torch.where(self._negative_among(mask, name), values > 0, values < 0)
-            kept[name] = keep_within(mask, BitMask.from_bool(~crossed), backend="auto")
+            mask, lr = topology.masks[name], topology.lr[name]
+            values = kept_values(layers[0], mask)
+            negative = within(mask, self.negative[name], len(values), backend="auto")[0]
+            sign = 1 - 2 * negative.to_bool().to(values.dtype)
+            noise = torch.randn(sign.shape, generator=self.generator).to(sign)
+            values = values + (math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign)
+            write_kept(layers[0], mask, values)
+            kept[name] = keep_within(mask, BitMask.from_bool(~(sign * values < 0)), backend="auto")
         return Masks(kept)
-
-    def _negative_among(self, mask: BitMask, name: str) -> Tensor:
-        """bool (kept,): which live weights may only be negative."""
-        return within(mask, self.negative[name], mask.count(), backend="auto")[0].to_bool()
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "negative": {n: m.words.clone() for n, m in self.negative.items()}}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from ..masks import Masks
 from ..ops.bitmask import BitMask
@@ -28,28 +27,28 @@ def at_random(topology: Topology, masks: Masks, counts: Mapping[str, int]) -> Ma
         grown[name] = mask
         if counts[name]:
             free = (~mask).to("cpu")
-            subset = _subset(counts[name], free.count(), topology.generator, name)
-            chosen = keep_within(free, BitMask.from_bool(subset), backend="auto")
+            chosen = keep_within(free, _subset(counts[name], free.count(), topology.generator, name), backend="auto")
             grown[name] = mask | chosen.to(mask.device)
     return Masks(grown)
 
 
-def _subset(count: int, size: int, generator: torch.Generator, name: str) -> Tensor:
-    """bool [size]: ``count`` that are True, each set of them as likely as any other.
+def _subset(count: int, size: int, generator: torch.Generator, name: str) -> BitMask:
+    """``count`` of ``size`` places, each set of them as likely as any other.
 
     As many places as are missing are drawn, until none is, so what is drawn is the first ``count`` different ones of a
     sequence. Of the smaller side, so that half of a draw's places are new at least.
     """
     if count > size:
         raise ValueError(f"counts[{name!r}] must be at most the {size} slots that are free, got {count}")
-    drawn = torch.zeros(size, dtype=torch.bool)
+    drawn, subset = torch.zeros(size, dtype=torch.bool), BitMask.zeros((size,))
     missing = fewer = min(count, size - count)
     while missing:
         # float64, as an integer's remainder would not be uniform
         places = torch.rand(missing, generator=generator, dtype=torch.float64).mul_(size).long()
         drawn[places] = True
-        missing = fewer - int(drawn.count_nonzero())
-    return drawn if fewer == count else ~drawn
+        subset = BitMask.from_bool(drawn)
+        missing = fewer - subset.count()
+    return subset if fewer == count else ~subset
 
 
 def by_gradient(topology: Topology, masks: Masks, counts: Mapping[str, int]) -> Masks:
