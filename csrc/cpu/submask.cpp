@@ -1,7 +1,7 @@
 #include <sparseprune/submask.h>
 
-#include "common.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace sparseprune {
 namespace {
@@ -89,8 +89,14 @@ void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, co
   for_ranges(parallel, rows, grain_of(cols * static_cast<int64_t>(sizeof(T))), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t word = 0; word < row_words; ++word) {
-        uint64_t pruned = ~load_bits(words, row * row_words + word) & low_bits(cols - 64 * word);
-        for (; pruned != 0; pruned &= pruned - 1) weight[row * cols + 64 * word + __builtin_ctzll(pruned)] = 0;
+        T* slots = weight + row * cols + 64 * word;
+        const uint64_t kept = load_bits(words, row * row_words + word);
+        if (cols - 64 * word >= 64) {
+          for (int i = 0; i < 64; i += kLanes<T>) store(slots + i, load_selected(slots + i, kept >> i));
+        } else {
+          uint64_t pruned = ~kept & low_bits(cols - 64 * word);
+          for (; pruned != 0; pruned &= pruned - 1) slots[__builtin_ctzll(pruned)] = 0;
+        }
       }
     }
   });

@@ -43,4 +43,4 @@ def collect_reference(words: Tensor, part: Tensor, count: int) -> list[Tensor]:
 
 SPREAD = {"native": backends.native("spread_bits"), "reference": backends.reference(spread_reference)}
 COLLECT = {"native": backends.native("collect_bits"), "reference": backends.reference(collect_reference)}
-ZERO = {"native": backends.native("zero_pruned_"), "reference": backends.reference(zero_reference)}
+ZERO = {"native": backends.native("zero_pruned_", gpu=False), "reference": backends.reference(zero_reference)}
