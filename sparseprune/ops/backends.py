@@ -87,23 +87,14 @@ def native(op: str, *, halves: bool = False, gpu: bool = True) -> Implementation
         gpu: there is a CUDA kernel.
     """
 
-    @cache
-    def kernel() -> Callable[..., Any]:
-        return getattr(torch.ops.sparseprune_native, op).default  # known once its library is loaded
-
     def run(*args: Any) -> Any:
-        return kernel()(*args)
-
-    @cache  # asked at every call, and as long as a small kernel
-    def refused(kinds: frozenset[tuple[str, torch.dtype]]) -> str | None:
-        found = {device for device, _ in kinds}
-        if not gpu and (others := found - {"cpu"}):
-            return f"there is no native kernel for device type {', '.join(sorted(others))!r}"
-        floating = {dtype for _, dtype in kinds if dtype.is_floating_point}
-        return native_libraries.refusal(found, floating - (HALVES if halves else set()))
+        return getattr(torch.ops.sparseprune_native, op).default(*args)
 
     def refusal(*args: Any) -> str | None:
-        return refused(frozenset((t.device.type, t.dtype) for t in tensors(args)))
+        found = list(tensors(args))
+        if not gpu and (others := devices(found) - {"cpu"}):
+            return f"there is no native kernel for device type {', '.join(sorted(others))!r}"
+        return native_libraries.refusal(devices(found), dtypes(found) - (HALVES if halves else set()))
 
     return Implementation(run, refusal)
 

@@ -123,7 +123,7 @@ def zeroed(weight: Tensor, words: Tensor) -> Tensor:
 
 def masked_(fresh: Tensor, words: Tensor) -> Tensor:
     """``fresh`` . m, in place: a third of the time of a new tensor, and a fifth of it by the native kernel."""
-    if fresh.is_contiguous():
+    if fresh.is_contiguous() and not torch.compiler.is_compiling():
         backends.call("zero_pruned_", ZERO, "auto", fresh.flatten(1), words.contiguous())
         return fresh
     keep = unpack_mask(words, math.prod(fresh.shape[1:])).reshape(fresh.shape)
