@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..arguments import typed
 from ..ops.bitmask import BitMask, as_rows
 from ..ops.packed_values import pack_values, unpack_values
-from ..ops.submask import collect_values, spread_values_
+from ..ops.submask import collect_values, spread_values_, zero_pruned_
 from .base import STORAGES, SparseLayer, in_rows, placed_as, replace_values, whole, zero_outside
 from .dense_gradients import sparse_weights
 
@@ -179,7 +179,7 @@ def set_masks(
     optimizers = {optimizer, *attached.get(first, ())} - {None}
     held = old & (mask if survivors is None else mask & survivors)
     if first.storage == "packed":
-        move_values(parameter, lambda t: pack_values(held.apply(unpack_values(t, old)), mask), *optimizers)
+        move_values(parameter, lambda t: _repacked(t, old, held, mask), *optimizers)
     else:
         zero_outside(held, parameter if first.storage == "owned" else None, parameter.grad)
         for each in optimizers:
@@ -187,6 +187,14 @@ def set_masks(
     for layer in layers:
         with torch.no_grad():
             layer.weight_mask.copy_(mask.words)
+
+
+def _repacked(values: Tensor, old: BitMask, held: BitMask, mask: BitMask) -> Tensor:
+    """The values of ``mask``'s slots, those of ``old`` where ``held`` keeps them and else zero."""
+    weight = values.new_zeros(as_rows(old.shape))
+    spread_values_(weight, old, values.contiguous())
+    zero_pruned_(weight, held)
+    return collect_values(weight, mask)
 
 
 @torch.no_grad()
