@@ -27,9 +27,9 @@ def zero_pruned_(weight: Tensor, mask: BitMask, *, backend: str = "auto") -> Non
     _written(weight)
 
 
-def is_zero_outside(weight: Tensor, mask: BitMask, *, backend: str = "auto") -> bool:
-    """Is ``weight`` [O, I] zero there already? NaN is not."""
-    return backends.call_again("is_zero_outside", IS_ZERO, backend, weight, mask.words)
+def is_zero_outside(weight: Tensor, words: Tensor, *, backend: str = "auto") -> bool:
+    """Is ``weight`` [O, I] zero where a mask's packed words keep nothing? NaN is not."""
+    return backends.call_again("is_zero_outside", IS_ZERO, backend, weight, words)
 
 
 def collect_values(weight: Tensor, mask: BitMask, *, backend: str = "auto") -> Tensor:
