@@ -1,7 +1,7 @@
 #include <sparseprune/submask.h>
 
-#include "common.h"
 #include "scratch.h"
+#include "simd.h"
 
 namespace sparseprune {
 namespace {
@@ -32,18 +32,30 @@ inline uint64_t extract(uint64_t bits, uint64_t mask) {
 #endif
 }
 
+// The set bits in the rows before each row, and in all.
+inline void count_before(const int32_t* words, int64_t rows, int64_t row_words, Scratch<int64_t>& first) {
+  first[0] = 0;
+  for (int64_t row = 0; row < rows; ++row)
+    first[row + 1] = first[row] + count_kept(words + row * row_words, row_words / 2);
+}
+
+// body(values of the word's first column, bits, columns) over the words of rows [begin, end) of a weight.
+template <class T, class Body>
+void for_row_words(T* weight, const int32_t* words, int64_t cols, int64_t begin, int64_t end, const Body& body) {
+  const int64_t row_words = ceil_div(cols, 64);
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t word = 0; word < row_words; ++word)
+      body(weight + row * cols + 64 * word, load_bits(words, row * row_words + word), min_of(64, cols - 64 * word));
+  }
+}
+
 }  // namespace
 
 template <Isa isa>
 void spread_bits(const int32_t* words, const int32_t* kept, int64_t rows, int64_t row_words, int32_t* out,
                  const Parallel& parallel) {
-  Scratch<int64_t> first(rows + 1);  // the set bits of the rows before
-  first[0] = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    first[row + 1] = first[row];
-    for (int64_t word = row * row_words / 2; word < (row + 1) * row_words / 2; ++word)
-      first[row + 1] += __builtin_popcountll(load_bits(words, word));
-  }
+  Scratch<int64_t> first(rows + 1);
+  count_before(words, rows, row_words, first);
   for_ranges(parallel, rows, grain_of(8 * row_words), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       int64_t i = first[row];
@@ -85,19 +97,73 @@ Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, 
 
 template <Isa isa, class T>
 void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel) {
-  const int64_t row_words = ceil_div(cols, 64);
   for_ranges(parallel, rows, grain_of(cols * static_cast<int64_t>(sizeof(T))), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      for (int64_t word = 0; word < row_words; ++word) {
-        uint64_t pruned = ~load_bits(words, row * row_words + word) & low_bits(cols - 64 * word);
-        for (; pruned != 0; pruned &= pruned - 1) weight[row * cols + 64 * word + __builtin_ctzll(pruned)] = 0;
+    for_row_words(weight, words, cols, begin, end, [&](T* values, uint64_t bits, int64_t count) {
+      if (bits == low_bits(count)) return;
+      int64_t i = 0;
+      for (; i + kLanes<T> <= count; i += kLanes<T>) store(values + i, load_selected(values + i, bits >> i));
+      for (; i < count; ++i) {
+        if (!(bits >> i & 1)) values[i] = 0;
       }
-    }
+    });
   });
 }
 
-template void zero_pruned<Isa::SPARSEPRUNE_ISA>(float*, const int32_t*, int64_t, int64_t, const Parallel&);
-template void zero_pruned<Isa::SPARSEPRUNE_ISA>(double*, const int32_t*, int64_t, int64_t, const Parallel&);
+template <Isa isa, class T>
+bool is_zero_outside(const T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel) {
+  int found = 0;
+  for_ranges(parallel, rows, grain_of(cols * static_cast<int64_t>(sizeof(T))), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end && !__atomic_load_n(&found, __ATOMIC_RELAXED); ++row) {
+      Vec<T> zero{};
+      Vec<Int<T>> others = zero != zero;
+      bool other = false;
+      for_row_words(weight, words, cols, row, row + 1, [&](const T* values, uint64_t bits, int64_t count) {
+        int64_t i = 0;
+        for (; i + kLanes<T> <= count; i += kLanes<T>) others |= load_selected(values + i, ~bits >> i) != zero;
+        for (; i < count; ++i) other |= !(bits >> i & 1) && values[i] != 0;
+      });
+      if (other || lane_bits<T>(others)) __atomic_store_n(&found, 1, __ATOMIC_RELAXED);
+    }
+  });
+  return !found;
+}
+
+template <Isa isa, class T>
+void collect_values(const T* weight, const int32_t* words, int64_t rows, int64_t cols, T* values,
+                    const Parallel& parallel) {
+  Scratch<int64_t> first(rows + 1);
+  count_before(words, rows, 2 * ceil_div(cols, 64), first);
+  for_ranges(parallel, rows, grain_of(cols), [&](int64_t begin, int64_t end) {
+    T* next = values + first[begin];
+    for_row_words(weight, words, cols, begin, end, [&](const T* from, uint64_t bits, int64_t) {
+      for (; bits != 0; bits &= bits - 1) *next++ = from[__builtin_ctzll(bits)];
+    });
+  });
+}
+
+template <Isa isa, class T>
+void spread_values(T* weight, const int32_t* words, int64_t rows, int64_t cols, const T* values,
+                   const Parallel& parallel) {
+  Scratch<int64_t> first(rows + 1);
+  count_before(words, rows, 2 * ceil_div(cols, 64), first);
+  for_ranges(parallel, rows, grain_of(cols), [&](int64_t begin, int64_t end) {
+    const T* next = values + first[begin];
+    for_row_words(weight, words, cols, begin, end, [&](T* to, uint64_t bits, int64_t) {
+      for (; bits != 0; bits &= bits - 1) to[__builtin_ctzll(bits)] = *next++;
+    });
+  });
+}
+
+#define SPARSEPRUNE_INSTANTIATE(T)                                                                                  \
+  template void zero_pruned<Isa::SPARSEPRUNE_ISA>(T*, const int32_t*, int64_t, int64_t, const Parallel&);           \
+  template bool is_zero_outside<Isa::SPARSEPRUNE_ISA>(const T*, const int32_t*, int64_t, int64_t, const Parallel&); \
+  template void collect_values<Isa::SPARSEPRUNE_ISA>(const T*, const int32_t*, int64_t, int64_t, T*,                \
+                                                     const Parallel&);                                              \
+  template void spread_values<Isa::SPARSEPRUNE_ISA>(T*, const int32_t*, int64_t, int64_t, const T*, const Parallel&)
+SPARSEPRUNE_INSTANTIATE(float);
+SPARSEPRUNE_INSTANTIATE(double);
+#undef SPARSEPRUNE_INSTANTIATE
+
 template void spread_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*,
                                                 const Parallel&);
 template Collected collect_bits<Isa::SPARSEPRUNE_ISA>(const int32_t*, const int32_t*, int64_t, int64_t, int32_t*);

@@ -44,16 +44,52 @@ std::vector<Tensor> collect_bits(const Tensor& words, const Tensor& part, int64_
   return {kept, counts};
 }
 
-void zero_pruned(Tensor weight, const Tensor& words) {
+// f(float or double, ISA) for a weight and its mask, once they are checked.
+template <class F>
+void with_weight(const Tensor& weight, const Tensor& words, F&& f) {
   check_layout(weight, "weight", 2);
   check_real(weight, "weight");
   check_words(words, "words", weight.size(0), weight.size(1));
-  with_real(weight, [&](auto zero) {
+  with_real(weight, [&](auto zero) { with_isa([&](auto isa) { f(zero, isa); }); });
+}
+
+void zero_pruned(Tensor weight, const Tensor& words) {
+  with_weight(weight, words, [&](auto zero, auto isa) {
     using T = decltype(zero);
-    with_isa([&](auto isa) {
-      sparseprune::zero_pruned<decltype(isa)::value>(mutable_data<T>(weight), data<int32_t>(words), weight.size(0),
-                                                     weight.size(1), torch_threads());
-    });
+    sparseprune::zero_pruned<decltype(isa)::value>(mutable_data<T>(weight), data<int32_t>(words), weight.size(0),
+                                                   weight.size(1), torch_threads());
+  });
+}
+
+bool is_zero_outside(const Tensor& weight, const Tensor& words) {
+  bool found = false;
+  with_weight(weight, words, [&](auto zero, auto isa) {
+    using T = decltype(zero);
+    found = sparseprune::is_zero_outside<decltype(isa)::value>(data<T>(weight), data<int32_t>(words), weight.size(0),
+                                                               weight.size(1), torch_threads());
+  });
+  return found;
+}
+
+Tensor collect_values(const Tensor& weight, const Tensor& words) {
+  Tensor values;
+  with_weight(weight, words, [&](auto zero, auto isa) {
+    using T = decltype(zero);
+    values = empty({count_bits(words)}, weight.scalar_type());
+    sparseprune::collect_values<decltype(isa)::value>(data<T>(weight), data<int32_t>(words), weight.size(0),
+                                                      weight.size(1), mutable_data<T>(values), torch_threads());
+  });
+  return values;
+}
+
+void spread_values(Tensor weight, const Tensor& words, const Tensor& values) {
+  with_weight(weight, words, [&](auto zero, auto isa) {
+    using T = decltype(zero);
+    check_layout(values, "values", 1);
+    check_same_type(values, "values", weight, "weight");
+    check_size(values, "values", 0, count_bits(words));
+    sparseprune::spread_values<decltype(isa)::value>(mutable_data<T>(weight), data<int32_t>(words), weight.size(0),
+                                                     weight.size(1), data<T>(values), torch_threads());
   });
 }
 
@@ -62,6 +98,9 @@ void zero_pruned(Tensor weight, const Tensor& words) {
 STABLE_TORCH_LIBRARY_IMPL(sparseprune_native, CPU, m) {
   m.impl("spread_bits", TORCH_BOX(&spread_bits));
   m.impl("zero_pruned_", TORCH_BOX(&zero_pruned));
+  m.impl("is_zero_outside", TORCH_BOX(&is_zero_outside));
+  m.impl("collect_values", TORCH_BOX(&collect_values));
+  m.impl("spread_values_", TORCH_BOX(&spread_values));
   m.impl("collect_bits", TORCH_BOX(&collect_bits));
 }
 

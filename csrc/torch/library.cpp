@@ -57,5 +57,8 @@ STABLE_TORCH_LIBRARY(sparseprune_native, m) {
   m.def("max_positions_grad(Tensor grad, Tensor winners, int width) -> Tensor");
   m.def("spread_bits(Tensor words, Tensor kept) -> Tensor");
   m.def("zero_pruned_(Tensor(a!) weight, Tensor words) -> ()");
+  m.def("is_zero_outside(Tensor weight, Tensor words) -> bool");
+  m.def("collect_values(Tensor weight, Tensor words) -> Tensor");
+  m.def("spread_values_(Tensor(a!) weight, Tensor words, Tensor values) -> ()");
   m.def("collect_bits(Tensor words, Tensor part, int count) -> Tensor[]");
 }

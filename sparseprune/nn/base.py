@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..ops.bitmask import BitMask
+from ..ops.bilinear import Watch
+from ..ops.bitmask import BitMask, as_rows
 from ..ops.packed_values import pack_values, unpack_values
+from ..ops.submask import zero_pruned_
 
 if TYPE_CHECKING:
     from .explain import Explanation
@@ -49,7 +51,7 @@ class SparseLayer(nn.Module):
     """
 
     dense_type: ClassVar[type[nn.Module]]
-    dense_gradient: tuple[Tensor, bool] | None = None
+    dense_gradient: Watch | None = None
     storage: str = "owned"
 
     weight_mask: Tensor
@@ -277,10 +279,18 @@ def replace_values(parameter: nn.Parameter, values: Tensor) -> None:
 @torch.no_grad()
 def zero_outside(mask: BitMask, *tensors: Tensor | None) -> None:
     """Write zero into the pruned slots of tensors of the mask's shape, whatever they hold."""
-    pruned = ~mask.to_bool()
     for tensor in tensors:
-        if tensor is not None:
-            tensor.masked_fill_(placed_as(pruned, tensor), 0)
+        if tensor is None:
+            continue
+        if in_rows(tensor):
+            zero_pruned_(tensor.view(as_rows(mask.shape)), mask)
+        else:
+            tensor.masked_fill_(placed_as(~mask.to_bool(), tensor), 0)
+
+
+def in_rows(tensor: Tensor) -> bool:
+    """Can an op of ours walk it by its mask's bits? Not shards, tensors that are traced, or other layouts than rows."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.is_contiguous() and not tensor.is_meta
 
 
 def whole(tensor: Tensor) -> Tensor:

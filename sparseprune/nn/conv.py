@@ -66,8 +66,9 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
         """x ([N,] in_channels, H, W) -> y ([N,] out_channels, H', W')."""
         input, padding = self._padded(input)
         options = (self.stride, padding, self.dilation, self.groups)
-        if self.dense_gradient is not None:
-            return F.conv2d(input, watched_weight(self), self.bias, *options)
+        watch = self.dense_gradient
+        if watch is not None:
+            return masked_conv2d(input, watched_weight(self), self.weight_mask, self.bias, *options, watch=watch)
         if self.storage == "packed":
             mask = BitMask._trusted(self.weight_mask, self.dense_shape)
             return packed_conv2d(input, self.weight_values, mask, self.bias, *options)

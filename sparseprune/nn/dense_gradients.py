@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from ..arguments import typed
-from ..ops.masked_linear import masked
+from ..ops.bitmask import BitMask
 from .base import SparseLayer
 
 
@@ -24,8 +23,8 @@ def dense_gradients(model: nn.Module, of: str = "weight") -> Iterator[dict[str, 
         of="mask"    W dL/d(W . m)    dL/dm, if m were real: what SNIP scores by, and edge-popup and Piggyback learn by
 
     ``weight.grad`` is as it always is: zero at pruned slots, and not computed for a frozen weight. Forward and backward
-    both have to run inside. They take the dense products meanwhile, so ask for the few steps that need it. Of a mask
-    the gradient is zero where W is, so at pruned slots it says something of overlays only.
+    both have to run inside. The weight gradient takes a dense product meanwhile, so ask for the steps that need it. Of a
+    mask the gradient is zero where W is, so at pruned slots it says something of overlays only.
 
     Yields:
         The weight's name -> a tensor of its shape and dtype, zero at first; a weight that several layers share
@@ -48,14 +47,24 @@ def dense_gradients(model: nn.Module, of: str = "weight") -> Iterator[dict[str, 
         unwatch_gradients(model)
 
 
-def watch_gradients(model: nn.Module, of_mask: bool = False) -> dict[str, Tensor]:
-    """Let every backward add to the tensors returned, until ``unwatch_gradients``."""
+def watch_gradients(
+    model: nn.Module, of_mask: bool = False, again: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Let every backward add to the tensors returned, until ``unwatch_gradients``.
+
+    Those of ``again``, which it returned before, are made zero and used again where they still are in use.
+    """
     sums = {}
     for name, layers in sparse_weights(model).items():
-        parameter = layers[0].parameter
-        sums[name] = torch.zeros(layers[0].dense_shape, dtype=parameter.dtype, device=parameter.device)
+        watch = layers[0].dense_gradient
+        if again and watch is not None and watch.total is again.get(name):
+            sums[name] = watch.total.zero_()
+            continue
+        shape, parameter = layers[0].dense_shape, layers[0].parameter
+        sums[name] = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        words = BitMask.ones(shape, parameter.device).words
         for layer in layers:
-            layer.dense_gradient = _Wanted(sums[name], of_mask)
+            layer.dense_gradient = _Watch(sums[name], words, layer if of_mask else None)
     return sums
 
 
@@ -77,31 +86,18 @@ def sparse_weights(model: nn.Module) -> dict[str, list[SparseLayer]]:
     return {names[weight]: layers for weight, layers in holders.items()}
 
 
-class _Wanted(NamedTuple):
-    """Where a layer's backward adds, and whether the gradient of the mask or of the weight."""
+class _Watch(NamedTuple):
+    """Where a layer's backward adds, the mask of all slots, and the layer where the gradient of its mask is wanted."""
 
     total: Tensor
-    of_mask: bool
+    words: Tensor
+    layer: SparseLayer | None
+
+    def add(self, gradient: Tensor) -> None:
+        self.total.add_(gradient if self.layer is None else gradient * self.layer.weight.detach())
 
 
 def watched_weight(layer: SparseLayer) -> Tensor:
-    """W . m, whose gradient goes to ``layer.dense_gradient`` whole and to W masked."""
-    anchor = torch.zeros((), requires_grad=True)  # so that backward comes here where W is frozen
-    return _Watched.apply(layer.weight, layer.weight_mask, anchor, *layer.dense_gradient)
-
-
-class _Watched(Function):
-    @staticmethod
-    def forward(weight: Tensor, words: Tensor, anchor: Tensor, total: Tensor, of_mask: bool) -> Tensor:
-        return masked(weight, words)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        weight, words, _, ctx.total, of_mask = inputs
-        ctx.save_for_backward(words, *([weight] if of_mask else []))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        words, *weight = ctx.saved_tensors
-        ctx.total.add_(grad.detach() * weight[0].detach() if weight else grad.detach())
-        return masked(grad, words) if ctx.needs_input_grad[0] else None, None, None, None, None
+    """The dense weight, for which backward computes a gradient where it is frozen, too."""
+    weight = layer.weight
+    return weight if weight.requires_grad else weight.detach().requires_grad_()

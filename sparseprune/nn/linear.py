@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arguments import typed
@@ -55,8 +54,9 @@ class SparseLinear(SparseLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (..., in_features) -> y (..., out_features)."""
-        if self.dense_gradient is not None:
-            return F.linear(input, watched_weight(self), self.bias)
+        watch = self.dense_gradient
+        if watch is not None:
+            return masked_linear(input, watched_weight(self), self.weight_mask, self.bias, watch=watch)
         if self.storage == "packed":
             mask = BitMask._trusted(self.weight_mask, self.dense_shape)
             return packed_linear(input, self.weight_values, mask, self.bias)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..arguments import typed
-from ..ops.bitmask import BitMask
+from ..ops.bitmask import BitMask, as_rows
 from ..ops.packed_values import pack_values, unpack_values
-from .base import STORAGES, SparseLayer, placed_as, replace_values, zero_outside
+from ..ops.submask import collect_values, spread_values_, zero_pruned_
+from .base import STORAGES, SparseLayer, in_rows, placed_as, replace_values, whole, zero_outside
 from .dense_gradients import sparse_weights
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -122,6 +123,28 @@ def write_weight(layer: nn.Module, values: Tensor) -> None:
     parameter.copy_(as_stored(layer, values))
 
 
+@torch.no_grad()
+def kept_values(layer: SparseLayer, mask: BitMask) -> Tensor:
+    """The (kept,) values of a layer's survivors, whatever its storage; not to be written to. ``mask`` is its own."""
+    if layer.storage == "packed":
+        return layer.weight_values.detach()
+    weight = whole(layer.weight)
+    return collect_values(weight.reshape(as_rows(mask.shape)).contiguous(), mask)
+
+
+@torch.no_grad()
+def write_kept(layer: SparseLayer, mask: BitMask, values: Tensor) -> None:
+    """Give a layer's survivors these values, in the order of ``kept_values``."""
+    if layer.storage == "packed":
+        layer.weight_values.copy_(values)
+        return
+    weight = layer.weight
+    if in_rows(weight):
+        spread_values_(weight.view(as_rows(mask.shape)), mask, values)
+    else:
+        write_weight(layer, whole(weight).masked_scatter(mask.to_bool(), values))
+
+
 def store(layers: list[SparseLayer], storage: str, optimizer: torch.optim.Optimizer | None) -> None:
     """Change the storage of one weight and of all layers that hold it."""
     first = layers[0]
@@ -141,21 +164,37 @@ def store(layers: list[SparseLayer], storage: str, optimizer: torch.optim.Optimi
             zero_state(optimizer, parameter, mask)
 
 
-def set_masks(layers: list[SparseLayer], mask: BitMask, optimizer: torch.optim.Optimizer | None) -> None:
-    """Replace the mask of one weight in all layers that hold it, and let gradient and optimizer state follow."""
+def set_masks(
+    layers: list[SparseLayer],
+    mask: BitMask,
+    optimizer: torch.optim.Optimizer | None,
+    survivors: BitMask | None = None,
+) -> None:
+    """Replace the mask of one weight in all layers that hold it, and let gradient and optimizer state follow.
+
+    What both masks keep stays as it is, if ``survivors`` keep it, too; all other slots become zero.
+    """
     first = layers[0]
     old, parameter = first.mask, first.parameter
     optimizers = {optimizer, *attached.get(first, ())} - {None}
+    held = old & (mask if survivors is None else mask & survivors)
     if first.storage == "packed":
-        move_values(parameter, lambda t: pack_values(unpack_values(t, old), mask), *optimizers)
+        move_values(parameter, lambda t: _repacked(t, old, held, mask), *optimizers)
     else:
-        held = old & mask
         zero_outside(held, parameter if first.storage == "owned" else None, parameter.grad)
         for each in optimizers:
             zero_state(each, parameter, held)
     for layer in layers:
         with torch.no_grad():
             layer.weight_mask.copy_(mask.words)
+
+
+def _repacked(values: Tensor, old: BitMask, held: BitMask, mask: BitMask) -> Tensor:
+    """The values of ``mask``'s slots, those of ``old`` where ``held`` keeps them and else zero."""
+    weight = values.new_zeros(as_rows(old.shape))
+    spread_values_(weight, old, values.contiguous())
+    zero_pruned_(weight, held)
+    return collect_values(weight, mask)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ Hessian-vector products need two):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,35 +21,49 @@ from torch.autograd import Function
 Apply = Callable[..., Tensor]
 
 
+class Watch(Protocol):
+    """Wants the gradient at every slot, those that the mask prunes too; ``words`` are the mask that keeps all."""
+
+    words: Tensor
+
+    def add(self, gradient: Tensor) -> None:
+        """Called with it in backward; ``gradient`` changes afterwards."""
+
+
 def differentiable(
-    forward: Callable[..., Tensor], input_grad: Callable[..., Tensor], weight_grad: Callable[..., Tensor]
+    forward: Callable[..., Tensor],
+    input_grad: Callable[..., Tensor],
+    weight_grad: Callable[..., Tensor],
+    keep: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Apply:
-    """``apply(x, w, words, bias, options)`` with gradients, double gradients and vmap.
+    """``apply(x, w, words, bias, options, watch=None)`` with gradients, double gradients and vmap.
 
     Args:
         forward: ``(x, w, words, bias, *options) -> y``.
         input_grad: ``(grad, w, words, x_shape, *options) -> dx``; the shape is that of one sample.
         weight_grad: ``(grad, x, words, w_shape, *options) -> dw``.
+        keep: ``(dw, words) -> dw``, in place, zero at pruned slots; for those that are watched.
     """
 
     class Forward(Function):
         @staticmethod
-        def forward(x, weight, words, bias, options):
+        def forward(x, weight, words, bias, options, watch):
             return forward(x, weight, words, bias, *options)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            x, weight, words, _, ctx.options = inputs
+            x, weight, words, _, ctx.options, ctx.watch = inputs
             ctx.save_for_backward(x, weight, words)
 
         @staticmethod
         def backward(ctx, grad):
             x, weight, words = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            dx = _apply(InputGrad, grad, weight, words, tuple(x.shape[1:]), ctx.options) if needs[0] else None
-            dw = _apply(WeightGrad, grad, x, words, tuple(weight.shape), ctx.options) if needs[1] else None
+            rest = ctx.options, ctx.watch
+            dx = _apply(InputGrad, grad, weight, words, tuple(x.shape[1:]), *rest) if needs[0] else None
+            dw = _apply(WeightGrad, grad, x, words, tuple(weight.shape), *rest) if needs[1] else None
             db = grad.sum([d for d in range(grad.dim()) if d != 1]) if needs[3] else None
-            return dx, dw, None, db, None
+            return dx, dw, None, db, None, None
 
         @staticmethod
         def vmap(info, in_dims, *args):
@@ -57,21 +71,22 @@ def differentiable(
 
     class InputGrad(Function):
         @staticmethod
-        def forward(grad, weight, words, shape, options):
+        def forward(grad, weight, words, shape, options, watch):
             return input_grad(grad, weight, words, shape, *options)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            grad, weight, words, _, ctx.options = inputs
+            grad, weight, words, _, ctx.options, ctx.watch = inputs
             ctx.save_for_backward(grad, weight, words)
 
         @staticmethod
         def backward(ctx, grad_dx):
             grad, weight, words = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            dgrad = _apply(Forward, grad_dx, weight, words, None, ctx.options) if needs[0] else None
-            dw = _apply(WeightGrad, grad, grad_dx, words, tuple(weight.shape), ctx.options) if needs[1] else None
-            return dgrad, dw, None, None, None
+            rest = ctx.options, ctx.watch
+            dgrad = _apply(Forward, grad_dx, weight, words, None, *rest) if needs[0] else None
+            dw = _apply(WeightGrad, grad, grad_dx, words, tuple(weight.shape), *rest) if needs[1] else None
+            return dgrad, dw, None, None, None, None
 
         @staticmethod
         def vmap(info, in_dims, *args):
@@ -79,27 +94,32 @@ def differentiable(
 
     class WeightGrad(Function):
         @staticmethod
-        def forward(grad, x, words, shape, options):
-            return weight_grad(grad, x, words, shape, *options)
+        def forward(grad, x, words, shape, options, watch):
+            if watch is None:
+                return weight_grad(grad, x, words, shape, *options)
+            everywhere = weight_grad(grad, x, watch.words, shape, *options)
+            watch.add(everywhere)
+            return keep(everywhere, words)
 
         @staticmethod
         def setup_context(ctx, inputs, output):
-            grad, x, words, _, ctx.options = inputs
+            grad, x, words, _, ctx.options, _ = inputs
             ctx.save_for_backward(grad, x, words)
 
         @staticmethod
         def backward(ctx, grad_dw):
             grad, x, words = ctx.saved_tensors
             needs = ctx.needs_input_grad
-            dgrad = _apply(Forward, x, grad_dw, words, None, ctx.options) if needs[0] else None
-            dx = _apply(InputGrad, grad, grad_dw, words, tuple(x.shape[1:]), ctx.options) if needs[1] else None
-            return dgrad, dx, None, None, None
+            rest = ctx.options, None  # here grad_dw is the weight
+            dgrad = _apply(Forward, x, grad_dw, words, None, *rest) if needs[0] else None
+            dx = _apply(InputGrad, grad, grad_dw, words, tuple(x.shape[1:]), *rest) if needs[1] else None
+            return dgrad, dx, None, None, None, None
 
         @staticmethod
         def vmap(info, in_dims, *args):
             return _vmap_by_loop(WeightGrad, info, in_dims, *args)
 
-    return lambda *args: _apply(Forward, *args)
+    return lambda x, weight, words, bias, options, watch=None: _apply(Forward, x, weight, words, bias, options, watch)
 
 
 def _apply(function: type[Function], *args: Any) -> Tensor:

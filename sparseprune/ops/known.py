@@ -11,7 +11,9 @@ from weakref import ref
 
 from torch import Tensor
 
-from .mask_bits import count_mask, pack_mask
+from . import submask
+from .costs import candidates
+from .mask_bits import count_mask
 
 CHUNK = 1 << 20  # elements looked at before the next decision to go on; their bits stay in the cache
 
@@ -90,10 +92,10 @@ def _state(tensor: Tensor) -> State | None:
 
 
 def _look(weight: Tensor, words: Tensor) -> bool:
-    rows = max(1, CHUNK // max(1, weight[:1].numel()))
-    for start in range(0, weight.shape[0], rows):
-        part = weight[start : start + rows]
-        nonzero = pack_mask(part.bool().reshape(part.shape[0], -1))  # seven times as fast as part != 0
-        if (nonzero & ~words[start : start + rows]).any():
-            return False
-    return True
+    weight, words = weight.detach(), words.contiguous()
+    backend = "native" if weight.is_cpu and "native" in candidates(weight.dtype) else "auto"
+    if weight.numel() <= CHUNK:
+        return submask.is_zero_outside(weight.flatten(1).contiguous(), words, backend=backend)
+    rows = max(1, CHUNK // weight[0].numel())
+    parts = zip(weight.split(rows), words.split(rows), strict=True)
+    return all(submask.is_zero_outside(part.flatten(1).contiguous(), bits, backend=backend) for part, bits in parts)

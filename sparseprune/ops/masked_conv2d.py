@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import backends
 from .backends import Implementation
-from .bilinear import differentiable
+from .bilinear import Watch, differentiable
 from .bitmask import BitMask, packed
 from .choice import choose, layout_of, output_size
 from .masked_linear import check_operands, check_tensors, masked, masked_, zeroed
@@ -31,6 +31,7 @@ def masked_conv2d(
     groups: int = 1,
     *,
     backend: str = backends.DEFAULT,
+    watch: Watch | None = None,
 ) -> Tensor:
     """y = conv2d(x, W . m) + b, where pruned entries of W are never read.
 
@@ -42,6 +43,7 @@ def masked_conv2d(
         stride, padding, dilation, groups: as for ``torch.nn.functional.conv2d``; padding is with zeros, and may be
             "valid" or (for stride 1) "same".
         backend: "auto", "native", "triton", "dense" or "reference".
+        watch: who is told the gradient at every slot, see :func:`sparseprune.dense_gradients`.
 
     Returns:
         (N, out, H', W') or (out, H', W'), with H' = floor((H + 2 ph - dh (kh - 1) - 1) / sh) + 1.
@@ -59,7 +61,7 @@ def masked_conv2d(
         raise ValueError(f"bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
     check_operands(x, weight=weight, bias=bias)
     batch = x.unsqueeze(0) if x.dim() == 3 else x
-    y = _apply(batch, weight, packed(mask, weight), bias, (*geometry, backend))
+    y = _apply(batch, weight, packed(mask, weight), bias, (*geometry, backend), watch)
     return y.squeeze(0) if x.dim() == 3 else y
 
 
@@ -243,4 +245,5 @@ _apply = differentiable(
     _forward,
     lambda grad, weight, words, image, *options: _input_grad(grad, weight, words, (grad.shape[0], *image), *options),
     _weight_grad,
+    masked_,
 )

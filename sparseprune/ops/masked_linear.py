@@ -19,12 +19,13 @@ from torch import Tensor
 
 from . import backends, costs
 from .backends import Implementation
-from .bilinear import differentiable
+from .bilinear import Watch, differentiable
 from .bitmask import BitMask, packed
 from .choice import choose
 from .costs import onednn_linear
 from .known import is_zero_outside
 from .mask_bits import unpack_mask
+from .submask import ZERO
 
 
 def masked_linear(
@@ -34,6 +35,7 @@ def masked_linear(
     bias: Tensor | None = None,
     *,
     backend: str = backends.DEFAULT,
+    watch: Watch | None = None,
 ) -> Tensor:
     """y = x (W . m)^T + b, where pruned entries of W are never read.
 
@@ -45,6 +47,7 @@ def masked_linear(
         mask: a BitMask or bool tensor of weight's shape, or its packed int32 words.
         bias: (out,) or None.
         backend: "auto", "native", "triton", "onednn", "dense" or "reference".
+        watch: who is told the gradient at every slot, see :func:`sparseprune.dense_gradients`.
 
     Returns:
         (..., out).
@@ -56,8 +59,8 @@ def masked_linear(
     check_tensors(x=x, weight=weight, bias=bias)
     x, weight, bias = backends.autocast(x, weight, bias)
     words = _check(x, weight, mask, bias)
-    y = _apply(as_matrix(x), weight, words, bias, (backend,))
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    y = _apply(as_matrix(x), weight, words, bias, (backend,), watch)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | None) -> Tensor:
@@ -73,7 +76,7 @@ def _check(x: Tensor, weight: Tensor, mask: BitMask | Tensor, bias: Tensor | Non
 
 def as_matrix(x: Tensor) -> Tensor:
     """x (..., in) as (rows, in), also where one of the two is 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def check_tensors(**operands: Tensor | None) -> None:
@@ -119,7 +122,10 @@ def zeroed(weight: Tensor, words: Tensor) -> Tensor:
 
 
 def masked_(fresh: Tensor, words: Tensor) -> Tensor:
-    """``fresh`` . m, in place: a third of the time of a new tensor."""
+    """``fresh`` . m, in place: a third of the time of a new tensor, and a fifth of it by the native kernel."""
+    if fresh.is_contiguous() and not torch.compiler.is_compiling():
+        backends.call("zero_pruned_", ZERO, "auto", fresh.flatten(1), words.contiguous())
+        return fresh
     keep = unpack_mask(words, math.prod(fresh.shape[1:])).reshape(fresh.shape)
     return torch.where(keep, fresh, fresh.new_zeros(()), out=fresh)
 
@@ -194,4 +200,5 @@ _apply = differentiable(
     _forward,
     lambda grad, weight, words, _, backend: _input_grad(grad, weight, words, backend),
     lambda grad, x, words, _, backend: _weight_grad(grad, x, words, backend),
+    masked_,
 )

@@ -44,7 +44,7 @@ def packed_linear(
     if x.dim() == 0 or x.shape[-1] != columns:
         raise ValueError(f"x must have shape (..., {columns}), got {tuple(x.shape)}")
     y = _apply(as_matrix(x), values, mask.words, bias, (backend,))
-    return y.reshape(*x.shape[:-1], out)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], out)
 
 
 def forward_reference(x: Tensor, values: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:

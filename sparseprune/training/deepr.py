@@ -11,10 +11,10 @@ from torch import nn
 
 from ..arguments import typed
 from ..masks import Masks
-from ..nn.base import whole
 from ..nn.dense_gradients import sparse_weights
-from ..nn.storage import write_weight
+from ..nn.storage import kept_values, write_kept
 from ..ops.bitmask import BitMask
+from ..ops.submask import keep_within, within
 from .drop import Topology
 from .dynamic import DynamicSparseTraining
 from .grow import at_random
@@ -59,35 +59,25 @@ class DeepR(DynamicSparseTraining):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
         check_count("seed", seed, 0)
         self.l1, self.temperature = l1, temperature
-        super().__init__(model, optimizer, drop=self._crossed_zero, grow=at_random, every=1, until=until, seed=seed)
+        super().__init__(model, optimizer, drop=self._walk, grow=at_random, every=1, until=until, seed=seed)
         self.negative: dict[str, BitMask] = {}  # where a weight may only be negative
         for name, weight in self._weights().items():
             coins = torch.rand(weight.shape, generator=self.generator).to(weight.device) < 0.5
             self.negative[name] = BitMask.from_bool(torch.where(weight != 0, weight < 0, coins))
 
-    def _advance(self) -> bool:
-        if self.steps < self.until:
-            self._walk()
-        return super()._advance()
-
     @torch.no_grad()
-    def _walk(self) -> None:
-        rates = self._rates()
-        for name, layers in sparse_weights(self.model).items():
-            weight, lr = whole(layers[0].weight), rates[name]
-            live = layers[0].mask.to_bool()
-            sign = 1 - 2 * self.negative[name].to_bool()[live].to(weight.dtype)
-            noise = torch.randn(sign.shape, generator=self.generator).to(sign)
-            moved = torch.zeros(weight.shape, dtype=weight.dtype, device=live.device)
-            moved[live] = math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign
-            write_weight(layers[0], weight + moved)
-
-    def _crossed_zero(self, topology: Topology, fraction: float) -> Masks:
+    def _walk(self, topology: Topology, fraction: float) -> Masks:
+        """Move the live weights, and keep those that did not cross zero."""
         kept = {}
-        for name, mask in topology.masks.items():
-            weight = topology.weights[name]
-            negative = self.negative[name].to_bool()
-            kept[name] = mask & ~BitMask.from_bool(torch.where(negative, weight > 0, weight < 0))
+        for name, layers in sparse_weights(self.model).items():
+            mask, lr = topology.masks[name], topology.lr[name]
+            values = kept_values(layers[0], mask)
+            negative = within(mask, self.negative[name], len(values), backend="auto")[0]
+            sign = 1 - 2 * negative.to_bool().to(values.dtype)
+            noise = torch.randn(sign.shape, generator=self.generator).to(sign)
+            values = values + (math.sqrt(2 * lr * self.temperature) * noise - lr * self.l1 * sign)
+            write_kept(layers[0], mask, values)
+            kept[name] = keep_within(mask, BitMask.from_bool(~(sign * values < 0)), backend="auto")
         return Masks(kept)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..masks import Masks
-from ..ops.bitmask import BitMask
-from ..ops.products import Product
+from ..ops.bitmask import BitMask, as_rows
+from ..ops.submask import collect_values, keep_within
 from ..ops.topk_mask import topk_mask
 
 
@@ -46,10 +46,10 @@ def smallest(topology: Topology, fraction: float) -> Masks:
     """
     kept = {}
     for name, mask in topology.masks.items():
-        live = mask.count()
-        keep = live - share_of(fraction, live)
-        scores = Product(topology.weights[name], None, "|w|")
-        kept[name] = topk_mask([scores], keep, masks=[mask], names=[name]).masks[0]
+        values = _live_values(topology, name)
+        keep = len(values) - share_of(fraction, len(values))
+        largest = topk_mask([values], keep, abs=True, names=[name]).masks[0]
+        kept[name] = keep_within(mask, largest, backend="auto")
     return Masks(kept)
 
 
@@ -60,15 +60,21 @@ def smallest_per_sign(topology: Topology, fraction: float) -> Masks:
     """
     kept = {}
     for name, mask in topology.masks.items():
-        weight = topology.weights[name]
-        negative = BitMask.from_bool(weight < 0) & mask
+        values = _live_values(topology, name)
+        negative = BitMask.from_bool(values < 0)
         parts = []
-        for part in (mask & ~negative, negative):
+        for part in (~negative, negative):
             live = part.count()
             keep = live - share_of(fraction, live)
-            parts.append(topk_mask([Product(weight, None, "|w|")], keep, masks=[part], names=[name]).masks[0])
-        kept[name] = parts[0] | parts[1]
+            parts.append(topk_mask([values], keep, masks=[part], abs=True, names=[name]).masks[0])
+        kept[name] = keep_within(mask, parts[0] | parts[1], backend="auto")
     return Masks(kept)
+
+
+def _live_values(topology: Topology, name: str) -> Tensor:
+    """(kept,): they alone are looked at, as they are few."""
+    mask = topology.masks[name]
+    return collect_values(topology.weights[name].reshape(as_rows(mask.shape)).contiguous(), mask)
 
 
 @dataclass

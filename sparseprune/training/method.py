@@ -12,10 +12,11 @@ from torch.utils.hooks import RemovableHandle
 
 from ..arguments import typed
 from ..masks import Masks
-from ..nn import held_masks, sparsify
-from ..nn.base import whole
+from ..nn import held_masks
+from ..nn.base import checked, whole
 from ..nn.dense_gradients import sparse_weights, unwatch_gradients
-from ..nn.storage import check_optimizer, check_resizable
+from ..nn.storage import check_optimizer, check_resizable, set_masks
+from ..ops.bitmask import BitMask
 
 
 class Values(Mapping[str, Tensor]):
@@ -93,10 +94,18 @@ class Method(AbstractContextManager):
         """The masks that the model holds, copied."""
         return held_masks(self.model)
 
-    def _hold(self, masks: Mapping[str, Any]) -> None:
-        held = self.masks  # DeepR updates at every step, and then most layers stay as they are
-        changed = {name: mask for name, mask in masks.items() if mask != held[name]}
-        sparsify(self.model, changed, optimizer=self.optimizer)
+    def _hold(self, masks: Mapping[str, Any], survivors: Mapping[str, BitMask] | None = None) -> None:
+        """Give the model these masks; what ``survivors`` do not keep starts from zero, if the masks bring it back."""
+        held, through = self.masks, masks if survivors is None else survivors
+        layers = sparse_weights(self.model)
+        changed = {
+            name: checked(mask, held[name].shape, held[name].device, f"masks[{name!r}]")
+            for name, mask in masks.items()
+            if mask != held[name] or through[name] != held[name]  # DeepR updates at every step, mostly of few layers
+        }
+        with torch.inference_mode(False):  # tensors made in it could not be trained with
+            for name, mask in changed.items():
+                set_masks(layers[name], mask, self.optimizer, through[name])
 
     def _weights(self) -> Values:
         return Values(self.model)

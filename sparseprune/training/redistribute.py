@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 from ..allocation import counts
 from ..masks import Masks
+from ..ops.bitmask import as_rows
+from ..ops.submask import collect_values
 from .drop import Topology
 
 
@@ -33,7 +35,8 @@ def by_momentum(topology: Topology, masks: Masks) -> dict[str, int]:
     """
     shares = {}
     for name, mask in masks.items():
-        total = mask.apply(topology.gradients[name]).double().abs().sum()
+        values = collect_values(topology.gradients[name].view(as_rows(mask.shape)), mask)
+        total = values.double().abs().sum()
         shares[name] = float(total / max(mask.count(), 1))
     return _shared(topology, masks, shares)
 

@@ -46,6 +46,40 @@ def test_outside_of_the_block_nothing_is_watched():
     )
 
 
+def test_all_else_is_as_it_is_without():
+    model, x = net().double(), torch.randn(3, 4, 6, 6, dtype=torch.float64, requires_grad=True)
+
+    def second_order():
+        loss = model(x).square().sum()
+        first = torch.autograd.grad(loss, [x, *model.parameters()], create_graph=True)
+        return [loss, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *model.parameters()])]
+
+    expected = second_order()
+    with dense_gradients(model):
+        torch.testing.assert_close(second_order(), expected)
+
+
+def test_a_copy_adds_to_tensors_of_its_own():
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    with dense_gradients(model, of="mask") as gradients:
+        twin = copy.deepcopy(model)
+        twin(x).square().sum().backward()
+        assert not any(gradient.any() for gradient in gradients.values())
+        model(x).square().sum().backward()
+    for name, gradient in gradients.items():
+        total = twin.get_submodule(name[0]).dense_gradient.total
+        torch.testing.assert_close(total, gradient)
+
+
+def test_they_are_there_in_compiled_models_too():
+    model, x = net(), torch.randn(3, 4, 6, 6)
+    with dense_gradients(model) as expected:
+        model(x).square().sum().backward()
+    with dense_gradients(model) as gradients:
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x).square().sum().backward()
+    torch.testing.assert_close(gradients, expected)
+
+
 def test_tied_layers_add_up():
     first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     second.weight = first.weight

@@ -105,6 +105,39 @@ def test_random_growth_is_uniform_over_the_pruned_slots():
     assert len(found) == 17 and chi2 < 39.25  # 0.999 quantile of chi-square with 16 degrees of freedom
 
 
+def test_most_of_the_pruned_slots_are_as_uniform():
+    t = topology({"w": torch.zeros(17)}, {"w": torch.zeros(17)})
+    found = Counter()
+    for _ in range(2000):
+        grown = at_random(t, t.masks, {"w": 13})["w"]
+        assert grown.count() == 13
+        found.update(indices(grown))
+    expected = 2000 * 13 / 17
+    # Of draws without repetition the statistic is chi-square times (17 - 13) / 16; 39.25 its 0.999 quantile.
+    assert sum((found[i] - expected) ** 2 / expected for i in range(17)) < 39.25 * 4 / 16
+    assert at_random(t, t.masks, {"w": 17})["w"].count() == 17 and at_random(t, t.masks, {"w": 0})["w"].count() == 0
+    with pytest.raises(ValueError, match=r"counts\['w'\] must be at most the 17 slots that are free, got 18"):
+        at_random(t, t.masks, {"w": 18})
+
+
+@pytest.mark.parametrize("storage", ["owned", "overlay", "packed"])
+def test_a_layer_that_gets_back_what_it_dropped_starts_from_zero(storage):
+    """Its mask is as before, its values are not."""
+    layer = sp.sparsify(nn.Linear(4, 1, bias=False), {"weight": torch.tensor([[True, True, False, False]])})
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, 1.0, 0.0, 0.0]]))
+    optimizer = optim.SGD(layer.parameters(), lr=0.0, momentum=0.9)
+    sp.set_storage(layer, storage)
+    method = RigL(layer, optimizer, every=1, until=9, fraction=0.5, keep_regrown=False)
+    layer(torch.tensor([[1.0, 3.0, 0.0, 0.0]])).sum().backward()
+    optimizer.step()
+    assert method.step()
+    momentum = optimizer.state[layer.parameter]["momentum_buffer"]
+    assert layer.mask.to_bool().tolist() == [[True, True, False, False]]
+    assert momentum.flatten()[:2].tolist() == [1, 0]
+    assert layer.weight[0, :2].tolist() == ([2, 1] if storage == "overlay" else [2, 0])
+
+
 def rigl_example(keep_regrown):
     """The layer, its optimizer and gradients of the worked example."""
     layer = nn.Linear(8, 1, bias=False)

@@ -1,4 +1,4 @@
-// A mask within a mask: of the set bits of a mask of rows, counted row by row, one bit each.
+// A mask within a mask: of the set bits of a mask of rows, counted row by row, one bit or one value each.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,22 @@ struct Collected {
 template <Isa isa>
 Collected collect_bits(const int32_t* words, const int32_t* part, int64_t rows, int64_t row_words, int32_t* kept);
 
-// weight: [rows, cols], zero where the bit of `words` is not set; only those slots are written.
+// weight: [rows, cols], becomes zero where the bit of `words` is not set.
 template <Isa isa, class T>
 void zero_pruned(T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel);
+
+// Is it zero there already? NaN is not.
+template <Isa isa, class T>
+bool is_zero_outside(const T* weight, const int32_t* words, int64_t rows, int64_t cols, const Parallel& parallel);
+
+// values: what `words` keeps of weight [rows, cols], row by row.
+template <Isa isa, class T>
+void collect_values(const T* weight, const int32_t* words, int64_t rows, int64_t cols, T* values,
+                    const Parallel& parallel);
+
+// The inverse: only slots that `words` keeps are written.
+template <Isa isa, class T>
+void spread_values(T* weight, const int32_t* words, int64_t rows, int64_t cols, const T* values,
+                   const Parallel& parallel);
 
 }  // namespace sparseprune
