@@ -1,4 +1,4 @@
-"""What is known of a mask, or of a weight under its mask, until either changes: looked up once, not at every call.
+"""What is known of a mask until it changes: looked up once, not at every call.
 
 A change is seen by the tensor's version, as autograd sees it, or by its address. Writes through ``tensor.data`` show in
 neither.
@@ -11,17 +11,12 @@ from weakref import ref
 
 from torch import Tensor
 
-from . import submask
-from .costs import candidates
 from .mask_bits import count_mask
-
-CHUNK = 1 << 20  # elements looked at before the next decision to go on; their bits stay in the cache
-
 
 State = tuple[int, int]
 
 
-class _Memory:
+class Memory:
     """tensor -> what was found of it in a state of it and of what else it depends on.
 
     By identity, without the keys of ``WeakTensorKeyDictionary``, which cost ten times the look-up at every call.
@@ -41,12 +36,12 @@ class _Memory:
         self._found[number] = (ref(tensor, lambda _: self._found.pop(number, None)), state, value)
 
 
-_counts, _zeros, _parts = _Memory(), _Memory(), _Memory()
+_counts, _parts = Memory(), Memory()
 
 
 def count_kept(words: Tensor) -> int:
     """The set bits of a mask's packed words."""
-    state = _state(words)
+    state = state_of(words)
     count = _counts.get(words, state) if state else None
     if count is None:
         count = int(count_mask(words).sum())
@@ -57,45 +52,23 @@ def count_kept(words: Tensor) -> int:
 
 def remember_count(words: Tensor, count: int) -> None:
     """What whoever made a mask has counted already."""
-    if state := _state(words):
+    if state := state_of(words):
         _counts.put(words, state, count)
 
 
 def remember_part(words: Tensor, whole: Tensor, kept: Tensor) -> None:
     """``words`` are those of ``whole``'s set bits, counted row by row, whose bit in ``kept`` is set."""
-    states = _state(words), _state(whole), _state(kept)
+    states = state_of(words), state_of(whole), state_of(kept)
     if all(states):
         _parts.put(words, states[:2], (ref(whole), kept, states[2]))
 
 
 def known_part(words: Tensor, whole: Tensor) -> Tensor | None:
     """The ``kept`` that was remembered of the two, if they and it are as they were."""
-    found = _parts.get(words, (_state(words), _state(whole)))
-    return found[1] if found is not None and found[0]() is whole and _state(found[1]) == found[2] else None
+    found = _parts.get(words, (state_of(words), state_of(whole)))
+    return found[1] if found is not None and found[0]() is whole and state_of(found[1]) == found[2] else None
 
 
-def is_zero_outside(weight: Tensor, words: Tensor) -> bool:
-    """Is every pruned slot of ``weight`` zero (so that a dense product may read it)? NaN is not."""
-    states = _state(weight), _state(words)
-    found = _zeros.get(weight, states) if all(states) else None
-    if found is not None and found[0]() is words:
-        return found[1]
-    zero = _look(weight, words)
-    if all(states):
-        _zeros.put(weight, states, (ref(words), zero))
-    return zero
-
-
-def _state(tensor: Tensor) -> State | None:
+def state_of(tensor: Tensor) -> State | None:
     """What changes with a tensor's values; inference tensors have no version."""
     return None if tensor.is_inference() else (tensor._version, tensor.data_ptr())
-
-
-def _look(weight: Tensor, words: Tensor) -> bool:
-    weight, words = weight.detach(), words.contiguous()
-    backend = "native" if weight.is_cpu and "native" in candidates(weight.dtype) else "auto"
-    if weight.numel() <= CHUNK:
-        return submask.is_zero_outside(weight.flatten(1).contiguous(), words, backend=backend)
-    rows = max(1, CHUNK // weight[0].numel())
-    parts = zip(weight.split(rows), words.split(rows), strict=True)
-    return all(submask.is_zero_outside(part.flatten(1).contiguous(), bits, backend=backend) for part, bits in parts)

@@ -23,9 +23,9 @@ from .bilinear import Watch, differentiable
 from .bitmask import BitMask, packed
 from .choice import choose
 from .costs import onednn_linear
-from .known import is_zero_outside
 from .mask_bits import unpack_mask
 from .submask import ZERO
+from .zeros import is_zero_outside
 
 
 def masked_linear(

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from sparseprune import BitMask, masked_linear
-from sparseprune.ops import known
+from sparseprune.ops import known, zeros
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """How often something was looked up."""
     calls = []
-    for name in ("count_mask", "_look"):
-        real = getattr(known, name)
-        monkeypatch.setattr(known, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
+    for module, name in ((known, "count_mask"), (zeros, "_look")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, name=name, real=real: calls.append(name) or real(*args))
     return calls
 
 
@@ -31,63 +31,63 @@ def test_kept_is_counted_once_for_each_change(counted):
 @pytest.mark.parametrize("shape", [(3, 70), (300, 1100), (5, 2, 3, 3), (0, 4), (4, 0), (1, 1)])
 @pytest.mark.parametrize("value", [1e-45, float("nan"), -float("inf")])
 def test_one_value_outside_is_seen_wherever_it_is(shape, value, monkeypatch):
-    monkeypatch.setattr(known, "CHUNK", 1 << 12)
+    monkeypatch.setattr(zeros, "CHUNK", 1 << 12)
     keep = torch.rand(shape) < 0.5
     words = BitMask.from_bool(keep).words
     for at in [None, *(~keep).nonzero()[[0, -1]].tolist()] if keep.numel() > 1 else [None]:
         weight = torch.where(keep, torch.randn(shape), -0.0)
         if at is not None:
             weight[tuple(at)] = value
-        assert known.is_zero_outside(weight, words) is (at is None)
+        assert zeros.is_zero_outside(weight, words) is (at is None)
 
 
 def test_zeros_are_looked_for_once_for_each_change(counted):
     weight, keep = torch.randn(4, 33), torch.eye(4, 33).bool()
     weight *= keep
     words, other = (BitMask.from_bool(m).words for m in (keep, ~keep))
-    assert [known.is_zero_outside(weight, words) for _ in range(3)] == [True] * 3
+    assert [zeros.is_zero_outside(weight, words) for _ in range(3)] == [True] * 3
     weight[0, 1] = 1
-    assert [known.is_zero_outside(weight, words) for _ in range(3)] == [False] * 3
-    assert known.is_zero_outside(weight, other) is False
+    assert [zeros.is_zero_outside(weight, words) for _ in range(3)] == [False] * 3
+    assert zeros.is_zero_outside(weight, other) is False
     words.fill_(-1)
-    assert known.is_zero_outside(weight, words) is True
+    assert zeros.is_zero_outside(weight, words) is True
     weight.data = torch.full((4, 33), 2.0)
     words[0] = 0
-    assert known.is_zero_outside(weight, words) is False
+    assert zeros.is_zero_outside(weight, words) is False
     assert counted == ["_look"] * 5
 
 
 def test_another_mask_at_the_same_address_is_another_mask():
     weight, memory = torch.eye(4, 33), BitMask.from_bool(torch.eye(4, 33).bool()).words.numpy()
     first = torch.from_numpy(memory)
-    assert known.is_zero_outside(weight, first)
+    assert zeros.is_zero_outside(weight, first)
     memory[:] = 0
     second = torch.from_numpy(memory)
     assert (first.data_ptr(), first._version) == (second.data_ptr(), second._version)
-    assert not known.is_zero_outside(weight, second)
+    assert not zeros.is_zero_outside(weight, second)
 
 
 def test_a_mask_that_changes_in_place():
     weight, words = torch.eye(4, 33), BitMask.from_bool(torch.eye(4, 33).bool()).words
-    assert known.is_zero_outside(weight, words)
+    assert zeros.is_zero_outside(weight, words)
     words.zero_()
-    assert not known.is_zero_outside(weight, words)
+    assert not zeros.is_zero_outside(weight, words)
 
 
 def test_new_storage_under_the_same_version():
     weight, words = torch.zeros(4, 33), BitMask.zeros((4, 33)).words
-    assert known.is_zero_outside(weight, words)
+    assert zeros.is_zero_outside(weight, words)
     version = weight._version
     weight.data = torch.ones(4, 33)
-    assert weight._version == version and not known.is_zero_outside(weight, words)
+    assert weight._version == version and not zeros.is_zero_outside(weight, words)
 
 
 def test_inference_tensors_have_no_version():
     with torch.inference_mode():
         weight, words = torch.zeros(4, 33), BitMask.zeros((4, 33)).words
-        assert known.is_zero_outside(weight, words) and known.count_kept(words) == 0
+        assert zeros.is_zero_outside(weight, words) and known.count_kept(words) == 0
         weight[1, 1], words[1, 0] = 1, 1
-        assert not known.is_zero_outside(weight, words) and known.count_kept(words) == 1
+        assert not zeros.is_zero_outside(weight, words) and known.count_kept(words) == 1
 
 
 def test_a_step_looks_once(counted):
@@ -104,7 +104,7 @@ def test_a_step_looks_once(counted):
 
 
 def test_what_has_died_is_forgotten_and_never_taken_for_another():
-    memory = known._Memory()
+    memory = known.Memory()
     first, second = torch.zeros(1), torch.zeros(1)
     memory.put(first, (0, 0), "first")
     memory._found[id(second)] = memory._found[id(first)]  # as if it had the number of the first
@@ -114,3 +114,18 @@ def test_what_has_died_is_forgotten_and_never_taken_for_another():
     assert memory.get(first, (0, 0)) is None and memory.get(first, (1, 0)) == "changed"
     del first
     assert not memory._found
+
+
+def test_a_part_is_known_while_all_three_are_as_they_were():
+    whole, part, kept = (BitMask.from_bool(torch.rand(3, 70) < 0.5).words for _ in range(3))
+    known.remember_part(part, whole, kept)
+    assert known.known_part(part, whole) is kept and known.known_part(part, whole.clone()) is None
+    kept.fill_(0)
+    assert known.known_part(part, whole) is None
+    known.remember_part(part, whole, kept)
+    whole.fill_(0)
+    assert known.known_part(part, whole) is None
+    with torch.inference_mode():
+        inside = part.clone()
+        known.remember_part(inside, whole, kept)
+        assert known.known_part(inside, whole) is None
