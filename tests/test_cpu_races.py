@@ -33,9 +33,11 @@ def program(folder, level, edits=FINE):
 
 
 def run(path, *arguments, every=False):
-    """``every`` race is reported, though kernels that share code share their races; and without names, which take long."""
+    """``every`` race is reported, though kernels share races with the code and memory that they share; and without names,
+    which take long."""
     prefix = FIXED if shutil.which(FIXED[0]) and subprocess.run([*FIXED, "true"]).returncode == 0 else ()
-    options = {"TSAN_OPTIONS": f"symbolize={int(not every)}:suppress_equal_stacks={int(not every)}"}
+    once = int(not every)
+    options = {"TSAN_OPTIONS": f"symbolize={once}:suppress_equal_stacks={once}:suppress_equal_addresses={once}"}
     return subprocess.run([*prefix, str(path), *arguments], capture_output=True, text=True, env=options)
 
 
