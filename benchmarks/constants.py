@@ -1,6 +1,8 @@
-"""Write sparseprune/ops/costs.json anew: ``python -m benchmarks.constants``, after a change of a layer's kernels.
+"""Write sparseprune/ops/costs.json anew: ``python -m benchmarks.constants [LEVEL ...]``, after a change of a layer's
+kernels; other levels than those named keep their constants.
 
-One thread, whose own time other processes do not disturb, and each SIMD level that choices tell apart. A minute.
+One thread, whose own time other processes do not disturb. A level's constants should come from a machine that has no
+better one, as the vendor's products do not go down to it. A minute.
 """
 
 from __future__ import annotations
@@ -11,19 +13,22 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseprune.ops.costs import SHIPPED
 
-LEVELS = ("avx2", "portable")
+LEVELS = ("avx512", "avx2", "portable")
 CALIBRATE = "import sys, torch, sparseprune; torch.set_num_threads(1); sparseprune.calibrate(sys.argv[1])"
 
 
-def main() -> None:
+def main(levels: Sequence[str] = LEVELS) -> None:
+    found = {} if set(levels) == set(LEVELS) else json.loads(SHIPPED.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        found = {level: _measured(level, Path(folder, f"{level}.json")) for level in LEVELS}
-    text = json.dumps(_rounded(found), indent=1)
+        for level in levels:
+            found[level] = _measured(level, Path(folder, f"{level}.json"))
+    text = json.dumps(_rounded({level: found[level] for level in LEVELS if level in found}), indent=1)
     # The constants of a fit on one line.
     SHIPPED.write_text(
         re.sub(r"\[[^\]]*\]", lambda m: " ".join(m[0].split()).replace("[ ", "[").replace(" ]", "]"), text) + "\n"
@@ -45,4 +50,4 @@ def _rounded(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:] or LEVELS)

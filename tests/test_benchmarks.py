@@ -128,6 +128,9 @@ def test_shipped_constants_are_written_as_they_are_read(monkeypatch, tmp_path):
     text = (tmp_path / "costs.json").read_text()
     assert json.loads(text) == shipped and set(shipped) == set(constants.LEVELS)
     assert re.search(r'"dense": \[[-+.e0-9]+(, [-+.e0-9]+){3}\],\n', text)
+    monkeypatch.setattr(constants, "_measured", lambda level, path: level)
+    constants.main(["avx2"])
+    assert json.loads((tmp_path / "costs.json").read_text()) == {**shipped, "avx2": "avx2"}
 
 
 @pytest.mark.parametrize("side", ["eager RigL", "ours RigL"])

@@ -15,87 +15,65 @@ constexpr int64_t kTaskSurvivors = 1 << 16;
 constexpr int64_t kSlabWords = 8;
 // Survivors a list should hold, so that its end (a mispredicted branch, a read and a write of its sums) is cheap.
 constexpr int64_t kListSurvivors = 24;
+constexpr int64_t kDotSurvivors = 2 * kListSurvivors;  // where they are summed by whole vectors
 // Panel rows that all lists of a block share: these bytes stay in the L1 cache.
 constexpr int64_t kBlockBytes = 1 << 15;
 
-// Rows that are asked for before their turn: no hardware prefetcher follows one row's piece to the next row's.
-constexpr int64_t kAhead = 2;
-
-// Lists of rows [first, first + count), or of as many columns, cut into blocks of the other side: list b * count + i
-// has what row or column first + i keeps in block b.
+// Lists of `count` rows, or of as many columns, each cut into blocks of the other side.
 template <class T>
 class BlockLists {
  public:
   int64_t count() const { return count_; }
   int64_t blocks() const { return blocks_; }
   int64_t kept() const { return start_[count_ * blocks_]; }
+  // What row or column i keeps in block b.
+  int64_t list(int64_t i, int64_t b) const { return i * list_step_ + b * block_step_; }
+  // Memory for a value of each survivor.
   T* values() const { return value_.get(); }
-  Lists<T> lists() const { return {count_ * blocks_, start_.get(), index_.get(), value_.get()}; }
+  Lists<T> lists(const T* values) const { return {count_ * blocks_, start_.get(), index_.get(), values}; }
 
-  // Rows [first, last) of a weight with `cols` columns, in blocks of `block` of them (a multiple of 64), with room for
-  // `kept` survivors. The weight's values may be null: then none are written.
-  void take_rows(const Weight<const T>& weight, int64_t cols, int64_t first, int64_t last, int64_t block,
-                 int64_t kept) {
+  // Rows [first, last) of a mask with `cols` columns, in blocks of `block` of them (a multiple of 64), with room for
+  // `kept` survivors, row by row as they lie in memory.
+  void take_rows(const int32_t* words, int64_t cols, int64_t first, int64_t last, int64_t block, int64_t kept) {
     const int64_t row_words = ceil_div(cols, 64), block_words = block / 64;
     resize(last - first, ceil_div(cols, block));
+    list_step_ = blocks_;
+    block_step_ = 1;
     reserve(kept);
-    const int32_t* bits = weight.words + 2 * first * row_words;
-    const auto in_block = [&](int64_t list, const auto& body) {
-      const int64_t from = list / count_ * block_words, row = list % count_;
-      for (int64_t word = from; word < min_of(from + block_words, row_words); ++word) {
-        body(word, load_bits(bits, row * row_words + word));
-      }
-    };
-    for (int64_t list = 0; list < count_ * blocks_; ++list) {
-      int64_t length = 0;
-      in_block(list, [&](int64_t, uint64_t set) { length += __builtin_popcountll(set); });
-      start_[list + 1] = start_[list] + length;
-    }
-    // Row by row, as the weight lies in memory.
-    const bool gather = weight.values != nullptr && !weight.packed();
-    const bool copy = weight.values != nullptr && weight.packed();
-    const T* packed = copy ? weight.values + weight.start[first] : nullptr;
-    for (int64_t row = 0; row < count_; ++row) {
-      for (int64_t list = row; list < count_ * blocks_; list += count_) {
-        int64_t at = start_[list];
-        in_block(list, [&](int64_t word, uint64_t set) {
-          const T* from = gather ? weight.values + (first + row) * cols + 64 * word : nullptr;
-          at += append_slots(set, static_cast<int32_t>(64 * word), from, index_.get() + at, value_.get() + at);
-        });
-        if (!copy) continue;
-        const int64_t length = start_[list + 1] - start_[list];
-        std::memcpy(value_.get() + start_[list], packed, static_cast<size_t>(length) * sizeof(T));
-        packed += length;
+    int64_t list = 0;
+    for (int64_t row = first; row < last; ++row) {
+      for (int64_t word = 0; word < row_words; word += block_words, ++list) {
+        int32_t* index = index_.get() + start_[list];
+        const int64_t end = min_of(word + block_words, row_words);
+        start_[list + 1] = start_[list] + append_indices(words + 2 * row * row_words, word, end, index);
       }
     }
+  }
+
+  // The values of those rows, of a dense weight.
+  const T* take_values(const T* rows, int64_t cols) {
+    const auto row_end = [&](int64_t row) { return start_[(row + 1) * blocks_]; };
+    for (int64_t row = 0, at = 0; row < count_; ++row, rows += cols) {
+      if (row + 1 < count_) {
+        for (int64_t p = row_end(row); p < row_end(row + 1); ++p) __builtin_prefetch(rows + cols + index_[p]);
+      }
+      for (; at < row_end(row); ++at) value_[at] = rows[index_[at]];
+    }
+    return value_.get();
   }
 
   // The columns of words [first, last) of every row, in blocks of `block` rows; from[row]: where a packed weight's
   // values of these words start.
   void take_columns(const Weight<const T>& weight, const int64_t* from, int64_t rows, int64_t cols, int64_t first,
                     int64_t last, int64_t block) {
-    const int32_t* words = weight.words;
-    const int64_t row_words = ceil_div(cols, 64), width = min_of(64 * last, cols) - 64 * first;
+    const int64_t row_words = ceil_div(cols, 64), width = 64 * (last - first);
     resize(width, ceil_div(rows, block));
-    const auto for_slots = [&](const auto& ahead, const auto& body) {
-      int64_t* next = start_.get() + 1;
-      for (int64_t row = 0, in_block = 0; row < rows; ++row, ++in_block) {
-        if (in_block == block) {
-          in_block = 0;
-          next += width;
-        }
-        if (row + kAhead < rows) ahead(row + kAhead);
-        for (int64_t word = first; word < last; ++word) {
-          uint64_t bits = load_bits(words, row * row_words + word);
-          for (; bits != 0; bits &= bits - 1) body(next, row, 64 * (word - first) + __builtin_ctzll(bits));
-        }
-      }
-    };
+    list_step_ = 1;
+    block_step_ = width;
+    const auto words_of = [&](int64_t row) { return weight.words + 2 * (row * row_words + first); };
     // Counted one place up, so that after the sums that place is where a list is filled next.
     int64_t* counts = start_.get() + 1;
-    std::memset(counts, 0, static_cast<size_t>(count_ * blocks_) * sizeof(int64_t));
-    for_slots([&](int64_t row) { __builtin_prefetch(words + 2 * (row * row_words + first)); },
-              [](int64_t* next, int64_t, int64_t column) { ++next[column]; });
+    count_columns(weight.words + 2 * first, rows, row_words, last - first, block, counts);
     int64_t total = 0;
     for (int64_t list = 0; list < count_ * blocks_; ++list) {
       const int64_t length = counts[list];
@@ -103,30 +81,50 @@ class BlockLists {
       total += length;
     }
     reserve(total);
-    int64_t packed = 0, packed_row = -1;
-    const auto value = [&](int64_t row, int64_t column) {
-      if (!weight.packed()) return weight.values[row * cols + 64 * first + column];
-      if (row != packed_row) {
-        packed_row = row;
-        packed = from[row];
+    Scratch<int32_t> columns(width + kSpare);
+    const auto fill = [&](const auto& values_of) {
+      for (int64_t row = 0; row < rows; ++row) {
+        if (row + kAhead < rows) {
+          __builtin_prefetch(words_of(row + kAhead));
+          if (!weight.packed()) prefetch_run(weight.values + (row + kAhead) * cols + 64 * first, width);
+        }
+        const int64_t kept = append_indices(words_of(row), 0, last - first, columns.get());
+        int64_t* next = counts + row / block * width;
+        const auto value = values_of(row);
+        for (int64_t i = 0; i < kept; ++i) {
+          const int64_t at = next[columns[i]]++;
+          index_[at] = static_cast<int32_t>(row);
+          value_[at] = value(i, columns[i]);
+        }
       }
-      return weight.values[packed++];
     };
-    const auto prefetch_row = [&](int64_t row) {
-      __builtin_prefetch(words + 2 * (row * row_words + first));
-      if (weight.packed()) return;
-      for (int64_t i = 0; i < width; i += 64 / static_cast<int64_t>(sizeof(T))) {
-        __builtin_prefetch(weight.values + row * cols + 64 * first + i);
-      }
-    };
-    for_slots(prefetch_row, [&](int64_t* next, int64_t row, int64_t column) {
-      const int64_t at = next[column]++;
-      index_[at] = static_cast<int32_t>(row);
-      value_[at] = value(row, column);
-    });
+    if (weight.packed()) {
+      fill([&](int64_t row) {
+        return [values = weight.values + from[row]](int64_t i, int32_t) { return values[i]; };
+      });
+    } else {
+      fill([&](int64_t row) {
+        return [values = weight.values + row * cols + 64 * first](int64_t, int32_t column) { return values[column]; };
+      });
+    }
   }
 
  private:
+  // How many of each block of rows every column of `words_a_row` words keeps.
+  static void count_columns(const int32_t* words, int64_t rows, int64_t row_words, int64_t words_a_row, int64_t block,
+                            int64_t* counts) {
+    constexpr int64_t lanes = kLanes<float>;
+    for (int64_t begin = 0; begin < rows; begin += block, counts += 64 * words_a_row) {
+      for (int64_t word = 0; word < words_a_row; ++word) {
+        Vec<int32_t> kept[64 / lanes] = {};
+        for (int64_t row = begin; row < min_of(begin + block, rows); ++row) {
+          const uint64_t bits = load_bits(words, row * row_words + word);
+          for (int64_t i = 0; i < 64 / lanes; ++i) kept[i] -= expand_bits<float>(bits >> (i * lanes));
+        }
+        for (int64_t i = 0; i < 64; ++i) counts[64 * word + i] = kept[i / lanes][i % lanes];
+      }
+    }
+  }
   void resize(int64_t count, int64_t blocks) {
     if (count * blocks + 1 > starts_) {
       starts_ = count * blocks + 1;
@@ -139,11 +137,11 @@ class BlockLists {
   void reserve(int64_t kept) {
     if (kept <= capacity_) return;
     capacity_ = kept;
-    index_.allocate(kept);
+    index_.allocate(kept + kSpare);
     value_.allocate(kept);
   }
 
-  int64_t count_ = 0, blocks_ = 0, starts_ = 0, capacity_ = 0;
+  int64_t count_ = 0, blocks_ = 0, list_step_ = 0, block_step_ = 0, starts_ = 0, capacity_ = -1;
   Scratch<int64_t> start_;
   Scratch<int32_t> index_;
   Scratch<T> value_;
@@ -188,10 +186,10 @@ class RowTasks {
 
 // Slots of one side of a mask in a block: few enough for the L1 cache, but not so few that lists become short. A single
 // panel is passed over once, so L2 will do for it.
-inline int64_t block_length(int64_t kept, int64_t slots, int64_t panels) {
+inline int64_t block_length(int64_t kept, int64_t slots, int64_t panels, int64_t list = kListSurvivors) {
   constexpr int64_t row_bytes = 4 * kVectorBytes, longest = kPanelBytes / row_bytes;
   if (panels <= 1) return longest;
-  const int64_t long_enough = ceil_div(kListSurvivors * slots, max_of(kept, 1));
+  const int64_t long_enough = ceil_div(list * slots, max_of(kept, 1));
   return min_of(longest, ceil_div(max_of(kBlockBytes / row_bytes, long_enough), 64) * 64);
 }
 

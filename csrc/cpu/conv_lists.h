@@ -98,7 +98,7 @@ class RowOffsets {
 template <class T>
 class ColumnOffsets {
  public:
-  ColumnOffsets(const Lists<T>& rows, const Windows& windows, int64_t channels_in_block)
+  ColumnOffsets(const Lists<T>& rows, const Windows& windows, int64_t channels_in_block, const Parallel& parallel)
       : channels_(channels_in_block) {
     const Geometry& g = windows.geometry;
     const int64_t taps = g.taps(), columns = g.columns(g.result_channels), plane = Tile<T>::plane_size(windows);
@@ -116,14 +116,19 @@ class ColumnOffsets {
     }
     start_.allocate(count_ * blocks_ + 2);
     std::memset(start_.get(), 0, static_cast<size_t>(count_ * blocks_ + 2) * sizeof(int64_t));
+    // A thread passes over all rows, and takes of each what is in its channels' columns.
+    const int64_t grain = grain_of(16 * rows.start[rows.count] / max_of(1, g.result_channels));
     const auto for_rows = [&](const auto& body) {
-      for (int64_t row = 0; row < rows.count; ++row) {
-        const int64_t group = row / g.source_channels, channel = row % g.source_channels;
-        // Counted two places up, so that after the sums the place one up is where a list is filled next.
-        const int64_t first = group * g.result_channels * g.result_phases() * blocks_ + channel / channels_;
-        int64_t* next = start_.get() + 2 + first;
-        body(next, static_cast<int32_t>(channel % channels_ * plane), rows.start[row], rows.start[row + 1]);
-      }
+      for_ranges(parallel, g.result_channels, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t row = 0; row < rows.count; ++row) {
+          const int64_t group = row / g.source_channels, channel = row % g.source_channels;
+          // Counted two places up, so that after the sums the place one up is where a list is filled next.
+          const int64_t first = group * g.result_channels * g.result_phases() * blocks_ + channel / channels_;
+          int64_t* next = start_.get() + 2 + first;
+          const int64_t from = first_from(rows, row, begin * taps), to = first_from(rows, row, end * taps);
+          body(next, static_cast<int32_t>(channel % channels_ * plane), from, to);
+        }
+      });
     };
     for_rows([&](int64_t* next, int32_t, int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) ++next[slots[rows.index[p]].list * blocks_];
@@ -143,6 +148,20 @@ class ColumnOffsets {
   ConvLists<T> lists() const { return {count_, blocks_, channels_, start_.get(), offset_.get(), value_.get()}; }
 
  private:
+  // Where in the lists a row's columns are at least this one.
+  static int64_t first_from(const Lists<T>& rows, int64_t row, int64_t column) {
+    int64_t low = rows.start[row], high = rows.start[row + 1];
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (rows.index[middle] < column) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
   int64_t count_, channels_, blocks_;
   Scratch<int64_t> start_;
   Scratch<int32_t> offset_;

@@ -10,6 +10,8 @@ namespace {
 
 // Vectors of positions that a pass over the survivors sums at once.
 constexpr int kBlockVectors = 8;
+// Channels that are asked for before their turn: so many memory accesses in flight a core needs.
+constexpr int64_t kChannelsAhead = 8;
 
 template <class T>
 inline void copy_run(T* to, const T* from, int64_t length) {
@@ -33,12 +35,6 @@ inline void copy_run(T* to, const T* from, int64_t length) {
 template <class T, int... i>
 inline Vec<T> evens(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   return shuffle<T>(a, b, std::integer_sequence<int, 2 * i...>{});
-}
-
-// Asks for the same run of the next channel: no hardware prefetcher follows from one plane to the next.
-template <class T>
-inline void prefetch_run(const T* from, int64_t length) {
-  for (int64_t i = 0; i < length; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + i);
 }
 
 // to[i] = from[i * step]
@@ -94,7 +90,9 @@ class Tile {
             const T* from = source + (number * y.source + phase_y + row * y.source_step) * x.source + phase_x;
             T* to = plane + lines * line + columns.begin - window.column - x.low;
             const int64_t length = columns.end - columns.begin;
-            prefetch_run(from + columns.begin * x.source_step + y.source * x.source, length * x.source_step);
+            // The same run of a later channel: no hardware prefetcher follows from one plane to the next.
+            prefetch_run(from + columns.begin * x.source_step + kChannelsAhead * y.source * x.source,
+                         length * x.source_step);
             gather_run(to, from + columns.begin * x.source_step, x.source_step, length);
           }
         }

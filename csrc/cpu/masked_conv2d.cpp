@@ -13,6 +13,8 @@ constexpr int64_t kTileBytes = 1 << 18;
 constexpr int64_t kTilePositions = 1 << 12;
 // Vectors of positions that a pass over the survivors of the weight's gradient sums at once.
 constexpr int64_t kGradVectors = 32;
+// Most shares of the windows whose sums are kept apart.
+constexpr int64_t kShares = 8;
 
 // Windows whose tiles fit into the L2 cache, if a block of positions does.
 template <class T>
@@ -107,7 +109,7 @@ class GradRows {
         const Run& run = runs_[i];
         const int64_t line = (run.image * size_.out_channels + channel) * size_.output[0] + run.row;
         const T* from = grad + line * size_.output[1] + run.column;
-        prefetch_run(from + size_.output[0] * size_.output[1], run.length);
+        prefetch_run(from + kChannelsAhead * size_.output[0] * size_.output[1], run.length);
         copy_run(to + run.position, from, run.length);
       }
     }
@@ -174,7 +176,7 @@ void masked_conv2d_input_grad(const T* grad, const Weight<const T>& weight, T* x
   const int64_t bytes = bytes_of_channel<T>(windows, kBlockVectors * kLanes<T>);
   const int64_t kept = rows.lists().start[size.out_channels];
   const int64_t lists = size.in_channels * g.result_phases();
-  const ColumnOffsets<T> offsets(rows.lists(), windows, block_channels<T>(windows, bytes, kept, lists));
+  const ColumnOffsets<T> offsets(rows.lists(), windows, block_channels<T>(windows, bytes, kept, lists), parallel);
   const T* no_bias = nullptr;
   convolve(windows, offsets.lists(), grad, no_bias, x_grad, parallel);
 }
@@ -196,21 +198,27 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
   const int64_t bytes = bytes_of_channel<T>(windows, min_of(kGradVectors * kLanes<T>, windows.most_positions()));
   const RowOffsets<T> offsets(rows, windows, block_channels<T>(windows, bytes, kept, size.out_channels), parallel);
   const ConvLists<T> lists = offsets.lists();
-  Scratch<T> own_sums(weight_grad.packed() ? 0 : kept);
-  T* sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
-  std::fill_n(sums, kept, T{0});  // of none there may be no memory
-  // A task owns some output channels, and sums over all windows in order, which do not depend on the number of tasks.
-  const int64_t parts = most_parts(size.out_channels / g.groups, ceil_div(parallel.threads, g.groups));
-  for_ranges(parallel, g.groups * parts, 1, [&](int64_t begin, int64_t end) {
+  // The windows are shared out, each share with sums of its own, which are added in order; how many there are does not
+  // depend on the threads, but on the sizes: the sums should not be more than what the windows read.
+  const int64_t x_values = size.batch * size.in_channels * size.input[0] * size.input[1];
+  const int64_t shares = max_of(1, min_of(min_of(kShares, windows.count()), x_values / max_of(1, kept)));
+  Scratch<T> own_sums((shares - (weight_grad.packed() ? 1 : 0)) * kept);
+  T* const all_sums = weight_grad.packed() ? weight_grad.values : own_sums.get();
+  T* const other_sums = weight_grad.packed() ? own_sums.get() : own_sums.get() + kept;  // of shares from the second on
+  // A task owns some output channels in a share, and sums over its windows in order.
+  const int64_t parts = most_parts(size.out_channels / g.groups, ceil_div(parallel.threads, g.groups * shares));
+  for_ranges(parallel, shares * g.groups * parts, 1, [&](int64_t begin, int64_t end) {
     Tile<T> tile(windows);
     GradRows<T> rows(windows, size);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / parts;
+      const int64_t share = task / parts / g.groups, group = task / parts % g.groups;
+      T* const sums = share == 0 ? all_sums : other_sums + (share - 1) * kept;
       const int64_t first = lists.part(group, g.groups, task % parts, parts);
       const int64_t last = lists.part(group, g.groups, task % parts + 1, parts);
       if (first == last) continue;
       const auto for_windows = [&](const auto& add) {
-        for (int64_t w = 0; w < windows.count(); ++w) {
+        const int64_t count = windows.count();
+        for (int64_t w = count * share / shares; w < count * (share + 1) / shares; ++w) {
           const Window window = windows[w];
           tile.fill(x, window, group);
           rows.fill(grad, window, first, last);
@@ -223,6 +231,9 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
           for (int64_t row = first; row < last; ++row) add(row - first, planes, lists.begin(row, b), lists.end(row, b));
         }
       };
+      const int64_t start = lists.begin(first, 0), count = lists.begin(last, 0) - start;
+      T* const own = sums + start;
+      std::fill_n(own, count, T{0});  // of none there may be no memory
       for_windows([&](int64_t all) {
         const int64_t blocks = ceil_div(all, kGradVectors);
         for (int64_t block = 0; block < blocks; ++block) {
@@ -234,8 +245,6 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
         }
       });
       // Between rows the gradient is 0, which times an infinite x is NaN: such sums are made again without them.
-      const int64_t start = lists.begin(first, 0), count = lists.begin(last, 0) - start;
-      T* const own = sums + start;
       if (std::all_of(own, own + count, [](T sum) { return std::isfinite(sum); })) continue;
       Scratch<bool> again(count);
       for (int64_t i = 0; i < count; ++i) again[i] = !std::isfinite(own[i]);
@@ -249,13 +258,19 @@ void masked_conv2d_weight_grad(const T* grad, const T* x, const Weight<T>& weigh
       });
     }
   });
+  for_ranges(parallel, shares > 1 ? kept : 0, grain_of(shares * static_cast<int64_t>(sizeof(T))),
+             [&](int64_t begin, int64_t end) {
+               for (int64_t share = 0; share + 1 < shares; ++share) {
+                 for (int64_t i = begin; i < end; ++i) all_sums[i] += other_sums[share * kept + i];
+               }
+             });
   if (weight_grad.packed()) return;
   const Lists<T> survivors = rows.lists();
   for_ranges(parallel, size.out_channels, grain_of(8 * columns), [&](int64_t begin, int64_t end) {
     std::memset(weight_grad.values + begin * columns, 0, static_cast<size_t>((end - begin) * columns) * sizeof(T));
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t at = survivors.start[row]; at < survivors.start[row + 1]; ++at) {
-        weight_grad.values[row * columns + index[at]] = sums[at];
+        weight_grad.values[row * columns + index[at]] = all_sums[at];
       }
     }
   });

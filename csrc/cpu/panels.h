@@ -33,11 +33,11 @@ inline Vec<T> shuffle(Vec<T> a, Vec<T> b, std::integer_sequence<int, indices...>
 template <class T, int distance, int... i>
 inline Vec<T> fold(Vec<T> a, Vec<T> b, std::integer_sequence<int, i...>) {
   constexpr int n = kLanes<T>;
-  const Vec<T> low =
-      shuffle<T>(a, b, std::integer_sequence<int, ((i & distance) ? n + i - distance : i)...>{});
-  const Vec<T> high =
-      shuffle<T>(a, b, std::integer_sequence<int, ((i & distance) ? n + i : i + distance)...>{});
-  return low + high;
+  // The first of these is a blend, which does not wait for the units that move lanes.
+  const Vec<T> own = shuffle<T>(a, b, std::integer_sequence<int, ((i & distance) ? n + i : i)...>{});
+  const Vec<T> other =
+      shuffle<T>(a, b, std::integer_sequence<int, ((i & distance) ? n + i - distance : i + distance)...>{});
+  return own + other;
 }
 
 // Lane i of the result: the sum of the lanes of vector i.
@@ -112,25 +112,36 @@ inline void dot_list(const int32_t* index, int64_t count, int64_t first, const T
   for (int i = 0; p < count; ++i, ++p) sums[p] += last[i];
 }
 
-// out[c][r] = in[r][c], by 16-byte squares.
+// Exchanges lane j of vector i with lane i of vector j.
+template <class T, int distance = 1, int... lane>
+inline void transpose_square(Vec<T>* rows, std::integer_sequence<int, lane...> lanes) {
+  constexpr int n = kLanes<T>;
+  if constexpr (distance < n) {
+    for (int i = 0; i < n; ++i) {
+      if (i & distance) continue;
+      const Vec<T> a = rows[i], b = rows[i + distance];
+      rows[i] = shuffle<T>(a, b, std::integer_sequence<int, ((lane & distance) ? n + lane - distance : lane)...>{});
+      rows[i + distance] =
+          shuffle<T>(a, b, std::integer_sequence<int, ((lane & distance) ? n + lane : lane + distance)...>{});
+    }
+    transpose_square<T, 2 * distance>(rows, lanes);
+  }
+}
+
+// out[c][r] = in[r][c], by squares of whole vectors.
 template <class T>
-inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out,
-                      int64_t out_stride) {
-  constexpr int S = 16 / static_cast<int>(sizeof(T));
-  typedef T Small __attribute__((vector_size(16)));
-  const int64_t square_rows = rows / S * S, square_cols = cols / S * S;
-  for (int64_t r = 0; r < square_rows; r += S) {
-    for (int64_t c = 0; c < square_cols; c += S) {
-      T square[S][S];
-      for (int i = 0; i < S; ++i) {
-        Small line;
-        std::memcpy(&line, in + (r + i) * in_stride + c, sizeof(line));
-        for (int j = 0; j < S; ++j) square[j][i] = line[j];
-      }
-      for (int j = 0; j < S; ++j) std::memcpy(out + (c + j) * out_stride + r, square[j], sizeof(square[j]));
+inline void transpose(const T* in, int64_t in_stride, int64_t rows, int64_t cols, T* out, int64_t out_stride) {
+  constexpr int64_t n = kLanes<T>;
+  const int64_t square_rows = rows / n * n, square_cols = cols / n * n;
+  for (int64_t r = 0; r < square_rows; r += n) {
+    for (int64_t c = 0; c < square_cols; c += n) {
+      Vec<T> square[n];
+      for (int64_t i = 0; i < n; ++i) square[i] = load(in + (r + i) * in_stride + c);
+      transpose_square<T>(square, std::make_integer_sequence<int, n>{});
+      for (int64_t i = 0; i < n; ++i) store(out + (c + i) * out_stride + r, square[i]);
     }
     for (int64_t c = square_cols; c < cols; ++c) {
-      for (int i = 0; i < S; ++i) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
+      for (int64_t i = 0; i < n; ++i) out[c * out_stride + r + i] = in[(r + i) * in_stride + c];
     }
   }
   for (int64_t r = square_rows; r < rows; ++r) {

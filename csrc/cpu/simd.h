@@ -56,6 +56,12 @@ inline Vec<T> splat(T value) {
   return value - Vec<T>{};  // which the compiler leaves out; it must not leave out adding 0, to which -0 is not alike
 }
 
+// Asks for values that will be read.
+template <class T>
+inline void prefetch_run(const T* from, int64_t length) {
+  for (int64_t i = 0; i < length; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + i);
+}
+
 // The sum of all lanes, by halves: the same order at every call.
 template <class T>
 inline T sum_lanes(Vec<T> vector) {

@@ -158,9 +158,9 @@ def read(path: Path) -> Mapping[str, Any]:
 
 
 def simd_level() -> str:
-    """Which of the shipped constants hold: those of AVX2, also for AVX-512, or of code without SIMD intrinsics."""
+    """Which of the shipped constants hold: those of AVX-512, of AVX2, or of code without SIMD intrinsics."""
     level = os.environ.get("SPARSEPRUNE_CPU_ISA") or torch.backends.cpu.get_cpu_capability().lower()
-    return "avx2" if level.startswith("avx") else "portable"
+    return level if level in ("avx512", "avx2") else "portable"
 
 
 def cache_file() -> Path:

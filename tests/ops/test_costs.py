@@ -156,6 +156,13 @@ def test_a_damaged_cache_warns_and_a_named_file_is_an_error(tmp_path, monkeypatc
     assert costs.choose(work(1)).predicted
 
 
+@pytest.mark.parametrize("level", ["avx512", "avx2", "portable"])
+def test_the_shipped_constants_are_those_of_the_simd_level(monkeypatch, level):
+    monkeypatch.setenv("SPARSEPRUNE_CPU_ISA", level)
+    monkeypatch.setenv(costs.VARIABLE, "shipped")
+    assert costs.constants() == json.loads(costs.SHIPPED.read_text())[level]["ops"]
+
+
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(costs.sys, "platform", "linux")
