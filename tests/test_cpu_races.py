@@ -64,6 +64,6 @@ def test_scratch_memory_that_threads_share_is_seen(folder):
     """The fault that is made most easily: memory of one task allocated outside of the loop over tasks."""
     allocation = "    Scratch<T> dx(NB * 64 * slab), part(NB * 64 * slab);\n"
     loop = "  for_ranges(parallel, slabs, grain, "
-    shared = {**FINE, "masked_linear.cpp": lambda text: without(loop, 0, allocation + loop)(without(allocation)(text))}
+    shared = {**FINE, "linear_small.h": lambda text: without(loop, 0, allocation + loop)(without(allocation)(text))}
     done = run(program(folder, "portable", shared))
     assert done.returncode != 0 and RACE in done.stderr and "stream_input_grad" in done.stderr
