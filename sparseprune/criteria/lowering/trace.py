@@ -76,7 +76,8 @@ class _Tracer(TorchFunctionMode):
                 raise NotLoweredError(f"no program for torch's {name or resolve_name(func)}")
             return result
         node = handler(self, args, kwargs)
-        result = torch.empty_like(on[0]) if _same_shape(name, args, kwargs) else func(*args, **kwargs)
+        result = _result(name, node, args, kwargs)
+        result = func(*args, **kwargs) if result is None else result
         if not isinstance(result, Tensor) or _extent(result) != (node.channels, node.positions):
             raise NotLoweredError(f"no program for torch's {name} of these shapes")
         source = on[0]
@@ -120,9 +121,32 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[1], int(np.prod(tensor.shape[2:], dtype=np.int64))
 
 
-def _same_shape(name: str, args: tuple, kwargs: dict) -> bool:
-    """Is the result a new tensor of the input's shape? On meta tensors torch takes most of a run to find that of these."""
-    return name == "batch_norm" or (name == "relu" and not any(a is True for a in (*args[1:], *kwargs.values())))
+def _result(name: str, node: Node, args: tuple, kwargs: dict) -> Tensor | None:
+    """What a function returns, where its shape is plain; None where torch has to run it.
+
+    For these torch runs Python on meta tensors, which takes most of a trace, and at the first time imports its compiler:
+    0.7 s.
+    """
+    tensors = [value for value in _flat((args, kwargs)) if isinstance(value, Tensor)]
+    first = tensors[0]
+    if name in ("add_", "__iadd__", "sub_", "__isub__"):
+        return first if first is args[0] and all(t.shape == first.shape for t in tensors) else None
+    if name in ("add", "__add__", "__radd__", "sub", "__sub__"):
+        return torch.empty_like(first) if all(t.shape == first.shape for t in tensors) else None
+    if name == "batch_norm" or (name == "relu" and not any(a is True for a in (*args[1:], *kwargs.values()))):
+        return torch.empty_like(first)
+    if name == "linear":
+        weight = _arguments("input weight bias", args, kwargs)["weight"]
+        return first.new_empty(1, node.channels) if first.shape[-1] == weight.shape[-1] else None
+    if name in ("cat", "concat", "concatenate"):
+        return first.new_empty(1, node.channels, *first.shape[2:])
+    if name == "mean":
+        kept = _arguments("input dim keepdim", args, kwargs).get("keepdim")
+        return first.new_empty(1, node.channels, *((1, 1) if kept else ()))
+    if name == "adaptive_avg_pool2d":
+        wanted = _pair(_arguments("input output_size", args, kwargs)["output_size"])
+        return first.new_empty(1, node.channels, *(_image(first)[i] if n is None else n for i, n in enumerate(wanted)))
+    return None
 
 
 def _arguments(names: str, args: tuple, kwargs: dict) -> dict[str, Any]:
