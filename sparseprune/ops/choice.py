@@ -17,6 +17,7 @@ SMALL_BATCH = 8  # up to here the linear kernels go by rows
 LARGE = 1 << 22  # slots from which on a weight is read from memory, which is all that a small batch waits for
 FEW_CHANNELS = 16  # up to here vectors of channels, as the vendor's convolutions use, are short
 FEW_POSITIONS = 64  # up to here the vendor's convolutions take several times as long for each product
+LARGE_ON_FEW = 1 << 19  # slots from which on such a convolution waits for its weights
 # Seconds a slot to spread packed values over a dense weight: 16.8 M slots at density 0.1, one Zen 3 core.
 SPREAD = 1.8e-8
 
@@ -64,6 +65,8 @@ def conv_work(
         few = min(weight[:2]) <= FEW_CHANNELS
         kind = "few channels" if few else "1x1" if math.prod(weight[2:]) == 1 else "larger kernel"
         kind += f", {'few' if positions <= FEW_POSITIONS else 'many'} positions"
+        if not few and positions <= FEW_POSITIONS and math.prod(weight) >= LARGE_ON_FEW:
+            kind += ", large"
     if layout_of(image) == torch.channels_last:
         kind += ", channels_last"
     vectors = x[0] * positions

@@ -1,9 +1,9 @@
 """What each way to compute a masked product costs, predicted from its size, and which one "auto" takes.
 
-    seconds = a + b slots + c multiply-adds + d (values read and written)
+    seconds = a + b slots + c multiply-adds + d (values read and written) + e kept slots
 
 with constants fitted to measurements of one device (``calibration.py``). A dense product multiplies every slot, a sparse
-one the kept ones. They come from the first of these that is there; nothing is ever timed behind a user's back:
+one the kept ones, which it has to find first: that is e, which a dense product does not have. They come from the first of these that is there; nothing is ever timed behind a user's back:
 
     SPARSEPRUNE_COSTS=FILE       that file
     SPARSEPRUNE_COSTS=shipped    those of this package: the same choices in every installation
@@ -55,7 +55,9 @@ class Work(NamedTuple):
 
     def terms(self, name: str) -> tuple[float, ...]:
         """What the constants of candidate ``name`` are multiplied with."""
-        return 1.0, self.slots, (self.slots if name in DENSE else self.kept) * self.vectors, self.moved
+        if name in DENSE:
+            return 1.0, self.slots, self.slots * self.vectors, self.moved
+        return 1.0, self.slots, self.kept * self.vectors, self.moved, self.kept
 
     def seconds(self, name: str, constants: Sequence[float]) -> float:
         """The prediction for candidate ``name``."""
@@ -113,7 +115,7 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 @cache
 def constants() -> Mapping[str, Any]:
-    """op -> kind -> candidate -> the four constants, and the margin.
+    """op -> kind -> candidate -> the constants, and the margin.
 
     Raises:
         ValueError: the file that the environment names cannot be read.
