@@ -122,7 +122,7 @@ def zeroed(weight: Tensor, words: Tensor) -> Tensor:
 def masked_(fresh: Tensor, words: Tensor) -> Tensor:
     """``fresh`` . m, in place: a third of the time of a new tensor, and by the native kernel a sixth of that."""
     if fresh.is_contiguous():
-        backends.call("zero_pruned_", ZERO, "auto", fresh.flatten(1), words)
+        backends.call("zero_pruned_", ZERO, "auto", fresh.flatten(1), words.contiguous())
         return fresh
     keep = unpack_mask(words, math.prod(fresh.shape[1:])).reshape(fresh.shape)
     return torch.where(keep, fresh, fresh.new_zeros(()), out=fresh)
