@@ -40,7 +40,7 @@ def test_the_last_elements_of_large_arrays_are_right(folder, level):
     ("file", "index", "cases"),
     [
         ("mask_bits.cpp", "row * cols + 64 * word", "pack"),
-        ("masked_linear.cpp", "n * size.in + 64 * first + i", "linear input_grad by slots"),
+        ("linear_small.h", "n * size.in + 64 * first + i", "linear input_grad by slots"),
         ("conv_tile.h", "(number * y.source + phase_y + row * y.source_step) * x.source + phase_x", "conv"),
     ],
     ids=["masks", "linear", "conv"],
