@@ -50,17 +50,17 @@ class Cell:
 def cells(seed: int) -> Iterator[Cell]:
     """All of one seed."""
     for density in (0.05, 0.02):
-        yield Cell("snip", "lenet_300_100", "SNIP", density, seed, 5)
+        yield Cell("snip", "lenet_300_100", "SNIP", density, seed, 30)
     for density in (0.05, 0.02, 0.01, 0.10):
         for method in ("SET", "RigL", "SparseMomentum", "DSR", "DeepR"):
-            yield Cell("dynamic", "lenet_300_100", method, density, seed, 4)
+            yield Cell("dynamic", "lenet_300_100", method, density, seed, 20)
     for number in range(ROUNDS):
         for method in ("ticket", "reinitialized") if number else ("ticket",):
             yield Cell("tickets", "lenet_300_100", f"{method} {number}", round(0.8**number, 4), seed, 2)
     for network in ("Conv-2 / 4", "Conv-4 / 4"):
         yield Cell("popup", network, "EdgePopup", POPUP_DENSITY, seed, 2)
     for density in (0.02, 0.01):
-        yield Cell("snip", "lenet5_caffe", "SNIP", density, seed, 3)
+        yield Cell("snip", "lenet5_caffe", "SNIP", density, seed, 10)
 
 
 def lenet(name: str, data: Dataset, seed: int) -> nn.Module:
