@@ -96,7 +96,9 @@ def sparseprop_conv(stride: int, padding: int) -> Callable[[Problem], Timed]:
 
     def build(p: Problem) -> Timed:
         if stride > 1 and p.shape.x_shape[0] == 1:
-            raise AbsentError("sparseprop 0.1.14 errs by 0.8 with a stride at a batch of one, either way it is vectorised")
+            raise AbsentError(
+                "sparseprop 0.1.14 errs by 0.8 with a stride at a batch of one, either way it is vectorised"
+            )
 
         def make(modules: Any, weight: Tensor) -> torch.nn.Module:
             over_width = p.shape.x_shape[0] < p.shape.x_shape[-1]
