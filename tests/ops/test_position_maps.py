@@ -15,16 +15,19 @@ BACKENDS = [*backends(MAP), Backend("reference"), Backend("auto")]
 @pytest.mark.parametrize("backend", BACKENDS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("copies", [True, False])
-def test_a_map_is_a_matrix(backend, dtype, copies):
-    matrix = torch.zeros(5, 7, dtype=dtype)
-    if copies:  # at most one source each, whose factor is one
+@pytest.mark.parametrize(("positions", "width"), [(5, 7), (150, 90)])  # sources of one vector, and of many
+def test_a_map_is_a_matrix(backend, dtype, copies, positions, width):
+    matrix = torch.zeros(positions, width, dtype=dtype)
+    if copies and positions > 5:
+        matrix[torch.randperm(positions)[:width], torch.arange(width)] = 1
+    elif copies:  # at most one source each, whose factor is one
         matrix[[2, 0, 4, 4], [0, 1, 4, 6]] = 1
     else:
-        matrix[torch.rand(5, 7) < 0.5] = 0.25
+        matrix[torch.rand(positions, width) < 0.5] = 0.25
         matrix[1, 3], matrix[:, 5] = 9, 0
     to, sources = matrix.t().nonzero(as_tuple=True)
-    starts = torch.searchsorted(to, torch.arange(8))
-    x = torch.rand(300, 5, dtype=dtype)
+    starts = torch.searchsorted(to, torch.arange(width + 1))
+    x = torch.rand(300, positions, dtype=dtype)
     with backend.forced():
         y = map_positions(x, starts.int(), sources.int(), matrix[sources, to], backend=backend.name)
     torch.testing.assert_close(y, x @ matrix)
